@@ -1,0 +1,78 @@
+# Every target is one script under scripts/, and does what it needs first.
+#
+#   make run     from a fresh machine to hmm-tests on managed generic memory
+#   make test    everything that CI runs
+#   make help    the other targets
+
+.DELETE_ON_ERROR:
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+# The targets share the tree and the build folders.
+.NOTPARALLEL:
+
+DRIVER ?= test_hmm
+TYPES ?= private,coherent,generic
+FILTER ?= *
+export KERNEL KCONFIG
+
+# KCONFIG=debug takes the debug kernel for what runs in the VM.
+kernel-target := $(if $(filter debug,$(KCONFIG)),debug-kernel,kernel)
+kernel-name := $(if $(filter debug,$(KCONFIG)),debug,series)
+
+.PHONY: help
+help:
+	@echo 'make run            install what is missing, build, boot, run hmm-tests on'
+	@echo '                    managed generic memory'
+	@echo 'make test           everything that CI runs: check, hmm-tests, compare'
+	@echo 'make deps           install what is missing'
+	@echo 'make tree           build/linux: base kernel and series, KERNEL=/path for your tree'
+	@echo 'make kernel         build/kernel, the patched kernel'
+	@echo 'make kernel-base    build/base, the unpatched kernel'
+	@echo 'make debug-kernel   build/debug: KASAN, lockdep, ...; KCONFIG=debug uses it'
+	@echo 'make hmm-tests      DRIVER=test_hmm TYPES=private,coherent,generic FILTER=glob'
+	@echo 'make compare        unpatched and patched kernel, one table'
+	@echo 'make vm             CMD="command", or a shell'
+	@echo 'make check          patches apply, equal the tree, pass checkpatch; BISECT=1 builds each'
+	@echo 'make export         write branch series of build/linux to patches/'
+
+.PHONY: deps tree kernel kernel-base debug-kernel
+deps:
+	@scripts/deps
+
+tree: deps
+	@scripts/tree
+
+kernel: tree
+	@scripts/kernel series
+
+kernel-base: tree
+	@scripts/kernel base
+
+debug-kernel: tree
+	@scripts/kernel debug
+
+.PHONY: vm hmm-tests compare
+vm: $(kernel-target)
+	@scripts/vm.py --kernel $(kernel-name) $(if $(CMD),'$(subst ','\'',$(CMD))')
+
+hmm-tests: $(kernel-target)
+	@scripts/hmm_tests.py --kernel $(kernel-name) --driver '$(DRIVER)' \
+		--types '$(TYPES)' --filter '$(FILTER)'
+
+compare: kernel kernel-base
+	@scripts/compare.py
+
+.PHONY: check export
+check: tree
+	@scripts/check
+
+export:
+	@scripts/export
+
+.PHONY: run test
+run: kernel
+	@scripts/hmm_tests.py --driver '$(DRIVER)' --types generic \
+		--results build/results/run
+
+test:
+	@scripts/test

@@ -1,0 +1,304 @@
+#!/usr/bin/env python3
+"""Runs hmm-tests in the VM, one boot for each memory type.
+
+Writes KTAP, the console log and summary.json to the results folder and prints a
+table. Fails when a test fails, when the kernel complains, or when the guest
+does not get to the end.
+"""
+
+import argparse
+import fnmatch
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import vm
+
+DRIVERS = ("test_hmm", "test_hmm_rs")
+TYPES = ("private", "coherent", "generic")
+TIMEOUT = 900  # seconds for all tests of a type; with KVM, less than 60 are needed
+
+RUN = re.compile(r"^#\s+RUN\s+(\S+) \.\.\.")
+VERDICT = re.compile(r"^(ok|not ok) \d+ (\S+)(?: # SKIP (.*))?$")
+
+
+@dataclass
+class Run:
+    """hmm-tests of one source on one kernel, driver and memory type."""
+
+    kernel: str  # series, base or debug
+    source: str  # whose hmm-tests: the series' or base's
+    driver: str
+    type: str
+    seconds: float = 0.0
+    problem: str | None = None  # of the run as a whole
+    splats: list = field(default_factory=list)
+    tests: list = field(default_factory=list)  # {name, result, seconds, detail}
+
+    @property
+    def name(self):
+        return f"{self.kernel}-{self.source}-{self.driver}-{self.type}"
+
+    def failed(self):
+        return [t for t in self.tests if t["result"] not in ("pass", "skip")]
+
+    def ok(self):
+        return not self.problem and not self.failed()
+
+
+def source_tree(source):
+    return vm.BUILD / ("linux-base" if source == "base" else "linux")
+
+
+def build_tests(source):
+    """Builds hmm-tests of the series or of base, returns the program."""
+    output = vm.BUILD / "hmm-tests" / source
+    output.mkdir(parents=True, exist_ok=True)
+    program = output / "hmm-tests"
+    headers = vm.BUILD / ("base" if source == "base" else "kernel") / "usr/include"
+    if not headers.is_dir():  # only KCONFIG=debug was built
+        headers = vm.BUILD / "debug/usr/include"
+    command = [
+        "make",
+        "-C",
+        source_tree(source) / "tools/testing/selftests/mm",
+        f"OUTPUT={output}",
+        f"KHDR_INCLUDES=-isystem {headers}",
+        program,
+    ]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if built.returncode:
+        raise vm.VmError(f"cannot build hmm-tests of {source}:\n{built.stderr}")
+    return program
+
+
+def list_tests(program):
+    """All tests as (fixture, variant, test); -l prints the lists side by side."""
+    listing = subprocess.run([program, "-l"], capture_output=True, text=True, check=False)
+    fixtures = {}
+    current = None
+    for line in listing.stderr.splitlines():
+        if line.startswith(("#", "---")):
+            continue
+        fixture, variant, test = line[:20].strip(), line[20:46].strip(), line[46:].strip()
+        current = fixture or current
+        variants, tests = fixtures.setdefault(current, ([], []))
+        if variant:
+            variants.append(variant)
+        if test:
+            tests.append(test)
+    return [
+        (fixture, variant, test)
+        for fixture, (variants, tests) in fixtures.items()
+        for variant in variants
+        for test in tests
+    ]
+
+
+def select_tests(program, memory_type, pattern):
+    """Names of the tests of a memory type that match a pattern, as -r takes them."""
+    return [
+        f"{fixture}.{variant}.{test}"
+        for fixture, variant, test in list_tests(program)
+        if variant.endswith(f"_device_{memory_type}") and fnmatch.fnmatchcase(test, pattern)
+    ]
+
+
+def module_parameters(run, all_types):
+    """What the driver is loaded with."""
+    parameters = []
+    if run.type != "private" or all_types:
+        parameters = ["spm_addr_dev0=$SPM_ADDR_DEV0", "spm_addr_dev1=$SPM_ADDR_DEV1"]
+    if run.driver == "test_hmm_rs":
+        parameters = []  # finds the memory by itself
+    if not all_types:
+        parameters.insert(0, f"device_type={run.type}")
+    return parameters
+
+
+class Progress:
+    """Notes when each test began and ended, shows the verdict as it comes."""
+
+    def __init__(self, run, total):
+        self.run, self.total = run, total
+        self.began = 0.0
+        self.current = None
+        self.detail = []
+
+    def line(self, seconds, line):
+        if began := RUN.match(line):
+            self.began, self.current, self.detail = seconds, began[1], []
+        elif verdict := VERDICT.match(line):
+            outcome = "fail" if verdict[1] == "not ok" else "skip" if verdict[3] else "pass"
+            self.add(verdict[2], outcome, seconds, verdict[3])
+        elif self.current and line.startswith("# ") and not line.startswith("#   "):
+            self.detail.append(line[2:])
+
+    def add(self, name, outcome, seconds, reason=None):
+        detail = [reason] if reason else self.detail if outcome != "pass" else []
+        self.run.tests.append(
+            {
+                "name": name,
+                "result": outcome,
+                "seconds": round(seconds - self.began, 2),
+                "detail": detail,
+            }
+        )
+        self.current, self.detail = None, []
+        if sys.stderr.isatty():
+            done = f"\r    {self.run.name}: {len(self.run.tests)}/{self.total} "
+            print(done, end="", file=sys.stderr, flush=True)
+
+
+def check_ktap(lines, tree):
+    """What the kernel's own parser thinks of the output; None if it is content."""
+    sys.path.insert(0, str(tree / "tools/testing/kunit"))
+    # pylint: disable=import-outside-toplevel,import-error
+    from kunit_parser import TestStatus, parse_run_tests
+    from kunit_printer import Printer
+
+    test = parse_run_tests(lines, Printer(print=False))
+    if test.status in (TestStatus.SUCCESS, TestStatus.SKIPPED, TestStatus.FAILURE):
+        return None
+    return f"the output is no complete KTAP: {test.status.name}"
+
+
+def run_tests(run, results, pattern="*", all_types=False, timeout=TIMEOUT):
+    """Boots a VM and fills in run."""
+    program = build_tests(run.source)
+    selected = select_tests(program, run.type, pattern)
+    if not selected:
+        raise vm.VmError(f"no hmm-tests of type {run.type} match FILTER={pattern}")
+    folder = results / run.name
+    console = folder / "console.log"
+    parameters = " ".join(module_parameters(run, all_types))
+    tests = " ".join(f"-r {name}" for name in selected)
+    command = (
+        f"exec 2>&1\n{shlex.quote(str(vm.TOP / 'scripts/guest/load-driver'))} "
+        f"{run.driver} {parameters} && {shlex.quote(str(program))} {tests}"
+    )
+    progress = Progress(run, len(selected))
+    print(f"==> hmm-tests: {run.name}, {len(selected)} tests", file=sys.stderr)
+    result = vm.run(run.kernel, command, console, timeout, progress.line)
+    print(f"\r    done in {result.seconds:.0f} s" + " " * 40, file=sys.stderr)
+    if progress.current:
+        progress.add(progress.current, "hang" if result.timed_out else "crash", result.seconds)
+    output = [line for _, line in result.lines]
+    (folder / "ktap").write_text("\n".join(output) + "\n")
+    run.seconds = round(result.seconds, 1)
+    run.splats = result.splats
+    run.problem = result.problem()
+    seen = {test["name"] for test in run.tests}
+    missing = [name for name in selected if name not in seen]
+    for name in missing:
+        run.tests.append({"name": name, "result": "not run", "seconds": 0, "detail": []})
+    if not run.problem and not run.tests[0]["seconds"] and missing:
+        run.problem = "\n".join(["no test ran:", *output[-5:]])
+    if not run.problem:
+        run.problem = check_ktap(output, source_tree(run.source))
+    vm.report(result, console)
+    return run
+
+
+def write_summary(results, target, runs):
+    results.mkdir(parents=True, exist_ok=True)
+    summary = {"target": target, "ok": all(r.ok() for r in runs), "runs": [asdict(r) for r in runs]}
+    (results / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def test_name(name):
+    """fixture.variant.test without the variant, which says only the type."""
+    fixture, _, test = name.split(".")
+    return f"{fixture}.{test}"
+
+
+def print_table(runs, headings):
+    """One line a test, one column a run."""
+    rows = {}
+    for number, run in enumerate(runs):
+        for test in run.tests:
+            rows.setdefault(test_name(test["name"]), {})[number] = test
+    width = max(map(len, rows), default=4)
+    columns = [max(11, *(len(part) for part in h.split("\n"))) for h in headings]
+    for part in zip(*(h.split("\n") for h in headings)):
+        print(" " * width, *(p.rjust(c) for p, c in zip(part, columns)), sep="  ")
+    for name, cells in rows.items():
+        texts = []
+        for number, column in enumerate(columns):
+            test = cells.get(number)
+            text = f"{test['result']} {test['seconds']:5.1f}" if test else "-"
+            texts.append(text.rjust(column))
+        print(name.ljust(width), *texts, sep="  ")
+    totals = []
+    for run, column in zip(runs, columns):
+        passed = sum(t["result"] == "pass" for t in run.tests)
+        totals.append(f"{passed}/{len(run.tests)}".rjust(column))
+    print("passed".ljust(width), *totals, sep="  ")
+    splats = [str(len(r.splats)).rjust(c) for r, c in zip(runs, columns)]
+    print("kernel splats".ljust(width), *splats, sep="  ")
+
+
+def print_failures(runs):
+    for run in runs:
+        for test in run.tests:
+            if test["result"] == "skip":
+                print(f"skip: {test['name']}: {' '.join(test['detail'])}")
+        not_run = sum(test["result"] == "not run" for test in run.tests)
+        if not_run:
+            print(f"not run: {not_run} tests of type {run.type}")
+        for test in run.failed():
+            if test["result"] == "not run":
+                continue
+            print(f"{test['result']}: {test['name']} on {run.driver}, {run.kernel} kernel")
+            for line in test["detail"][:5]:
+                print(f"    {line}")
+        if run.problem:
+            print(f"error: {run.name}: {run.problem}")
+
+
+def comma_list(known):
+    def parse(text):
+        values = text.split(",")
+        for value in values:
+            if value not in known:
+                raise argparse.ArgumentTypeError(f"unknown '{value}', use {','.join(known)}")
+        return values
+
+    return parse
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernel", default="series", choices=("series", "debug"))
+    parser.add_argument("--driver", default="test_hmm", choices=DRIVERS)
+    parser.add_argument("--types", default=list(TYPES), type=comma_list(TYPES))
+    parser.add_argument("--filter", default="*", help="glob over test names")
+    parser.add_argument("--timeout", default=TIMEOUT, type=float, help="seconds for each type")
+    parser.add_argument("--results", default=vm.BUILD / "results/hmm-tests", type=Path)
+    args = parser.parse_args()
+
+    runs = []
+    for memory_type in args.types:
+        run = Run(args.kernel, "series", args.driver, memory_type)
+        run_tests(run, args.results, args.filter, timeout=args.timeout)
+        runs.append(run)
+    write_summary(args.results, args.results.name, runs)
+    print_table(runs, [f"{args.driver}\n{run.type}" for run in runs])
+    print_failures(runs)
+    ok = all(run.ok() for run in runs)
+    passed = sum(t["result"] == "pass" for r in runs for t in r.tests)
+    skipped = sum(t["result"] == "skip" for r in runs for t in r.tests)
+    failed = sum(len(r.failed()) for r in runs)
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except vm.VmError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,240 @@
+#!/usr/bin/env python3
+"""Boots a kernel from build/modules in a VM and runs a command in it.
+
+The VM's root file system is the host's, read-only; /tmp is its own. The command
+sees two regions of special-purpose memory, SPM_ADDR_DEV0 and SPM_ADDR_DEV1 in
+its environment. Without a command: a shell.
+"""
+
+import argparse
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent
+BUILD = TOP / "build"
+
+MEMORY = "4G"
+CPUS = 2
+# With this much memory, QEMU's q35 has RAM from 4 GB on.
+SPM_START = 0x1_0000_0000
+SPM_DEVICE_SIZE = 256 << 20
+SPM_ADDRS = (SPM_START, SPM_START + SPM_DEVICE_SIZE)
+
+CMDLINE = [
+    "nokaslr",  # its parser of memmap= does not know '%'
+    f"memmap={len(SPM_ADDRS) * SPM_DEVICE_SIZE >> 20}M%{SPM_START:#x}-1+0xefffffff",
+    "ignore_loglevel",
+]
+# Emulated string instructions are slower than the kernel's unrolled loops.
+CMDLINE_WITHOUT_KVM = ["clearcpuid=rep_good,erms,fsrm,fsrs"]
+
+# What no run may print, whatever its command says.
+SPLAT = re.compile(
+    r"WARNING: |BUG: |BUG at |Oops: |Oops\b.*\[#|general protection fault|KASAN: |UBSAN: |"
+    r"possible circular locking|possible recursive locking|possible irq lock inversion|"
+    r"inconsistent lock state|suspicious RCU usage|INFO: task .* blocked for more than|"
+    r"rcu: INFO: .*stall|kmemleak: \d+ new suspected|Kernel panic|Bad page|"
+    r"unregister_netdevice: waiting|list_(add|del) corruption|refcount_t: "
+)
+PRINTK_LINE = re.compile(r"^\[ *\d+\.\d+\]")
+SPLAT_LINES = 12
+
+
+class VmError(Exception):
+    """The VM could not be run; the message says why."""
+
+
+@dataclass
+class Result:
+    status: int | None = None  # the command's; None: it did not end
+    timed_out: bool = False
+    seconds: float = 0.0
+    lines: list = field(default_factory=list)  # (seconds, line) of the output
+    splats: list = field(default_factory=list)  # the first lines of each
+    console_tail: list = field(default_factory=list)
+
+    def problem(self):
+        """Why the run has failed as a whole, or None."""
+        if self.timed_out:
+            return f"the guest hung: no end after {self.seconds:.0f} s"
+        if self.status is None:
+            return "the guest died"
+        if self.splats:
+            return f"the kernel complained {len(self.splats)} times"
+        return None
+
+
+def kvm_works():
+    """Whether QEMU gets as far as the first instruction; /dev/kvm alone says little."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    probe = "qemu-system-x86_64 -machine q35,accel=kvm -cpu host -S -nodefaults -display none -monitor stdio"
+    try:
+        return not subprocess.run(
+            probe.split(), input=b"quit\n", capture_output=True, timeout=10, check=False
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def kernel_image(flavour):
+    images = sorted((BUILD / "modules/lib/modules").glob(f"*-{flavour}/vmlinuz"))
+    if not images:
+        raise VmError(f"no {flavour} kernel in build/modules")
+    return images[-1]
+
+
+def vng_command(flavour):
+    if not shutil.which("qemu-system-x86_64"):
+        raise VmError("no qemu-system-x86_64: run 'make deps'")
+    vng = shutil.which("vng", path=f"{BUILD}/venv/bin:{os.environ['PATH']}")
+    if not vng:
+        raise VmError("no vng: run 'make deps'")
+    kvm = kvm_works()
+    command = [vng, "--verbose", "--disable-microvm", "--force-9p", "--cpus", str(CPUS), "-m", MEMORY]
+    if not kvm:
+        command += ["--disable-kvm"]
+    command += ["--run", str(kernel_image(flavour))]
+    for option in CMDLINE + ([] if kvm else CMDLINE_WITHOUT_KVM):
+        command += ["--append", option]
+    return command
+
+
+def environment():
+    env = dict(os.environ)
+    # vng finds its virtme-run beside itself only by PATH.
+    env["PATH"] = f"{BUILD}/venv/bin:{env['PATH']}"
+    return env
+
+
+def find_splats(console):
+    """The first lines of everything in the console log that SPLAT matches."""
+    splats = []
+    lines = console.splitlines()
+    number = 0
+    while number < len(lines):
+        line = lines[number]
+        if PRINTK_LINE.match(line) and SPLAT.search(line):
+            splats.append(lines[number : number + SPLAT_LINES])
+            number += SPLAT_LINES
+        else:
+            number += 1
+    return splats
+
+
+def stop(process):
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sig)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(5)
+            return
+        except subprocess.TimeoutExpired:
+            pass
+
+
+def run(flavour, command, console_log, timeout, on_line=None):
+    """Runs a shell command in a VM; calls on_line(seconds, line) as it prints."""
+    console_log = Path(console_log)
+    console_log.parent.mkdir(parents=True, exist_ok=True)
+    # By a script: the kernel's command line has no room for a long command.
+    script = console_log.parent / "command.sh"
+    exports = " ".join(f"SPM_ADDR_DEV{i}={addr:#x}" for i, addr in enumerate(SPM_ADDRS))
+    script.write_text(f"export {exports}\n{command}\n")
+    argv = vng_command(flavour) + ["--exec", f"bash {shlex.quote(str(script.resolve()))}"]
+    result = Result()
+    start = time.monotonic()
+    with open(console_log, "wb") as console:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=console,
+            env=environment(),
+            start_new_session=True,
+        )
+        try:
+            pending = b""
+            while True:
+                left = start + timeout - time.monotonic()
+                if left <= 0:
+                    result.timed_out = True
+                    break
+                if not select.select([process.stdout], [], [], min(left, 1))[0]:
+                    if process.poll() is not None:
+                        break
+                    continue
+                chunk = os.read(process.stdout.fileno(), 65536)
+                if not chunk:
+                    break
+                *whole, pending = (pending + chunk).split(b"\n")
+                for raw in whole:
+                    line = raw.decode(errors="replace").rstrip("\r")
+                    seconds = time.monotonic() - start
+                    result.lines.append((seconds, line))
+                    if on_line:
+                        on_line(seconds, line)
+        finally:
+            if result.timed_out or sys.exc_info()[0]:
+                stop(process)
+            status = process.wait()
+            process.stdout.close()
+    result.seconds = time.monotonic() - start
+    text = console_log.read_text(errors="replace")
+    result.console_tail = text.splitlines()[-25:]
+    result.splats = find_splats(text)
+    # vng answers 255 when the guest ended without the command's status.
+    if not result.timed_out and status != 255:
+        result.status = status
+    return result
+
+
+def report(result, console_log, out=sys.stderr):
+    """Says what was wrong with a run; True if nothing was."""
+    problem = result.problem()
+    if problem is None:
+        return True
+    print(f"error: {problem} (console: {console_log})", file=out)
+    shown = result.splats[:3]
+    for splat in shown:
+        print("", *splat, sep="\n    ", file=out)
+    if len(result.splats) > len(shown):
+        print(f"    ... and {len(result.splats) - len(shown)} more", file=out)
+    if result.timed_out or result.status is None:
+        print("last lines of the console:", *result.console_tail, sep="\n    ", file=out)
+    return False
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernel", default="series", choices=("series", "base", "debug"))
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds")
+    parser.add_argument("command", nargs="?", default="")
+    args = parser.parse_args()
+    if not args.command:
+        os.execvpe("env", ["env", *vng_command(args.kernel)], environment())
+    console_log = BUILD / "results/vm/console.log"
+    result = run(
+        args.kernel, args.command, console_log, args.timeout, lambda _, line: print(line, flush=True)
+    )
+    if not report(result, console_log):
+        return 1
+    return result.status
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except VmError as error:
+        sys.exit(f"error: {error}")
