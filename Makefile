@@ -16,6 +16,7 @@ FILTER ?= *
 export KERNEL KCONFIG
 
 # KCONFIG=debug takes the debug kernel for what runs in the VM.
+$(if $(filter-out debug,$(KCONFIG)),$(error unknown KCONFIG=$(KCONFIG), use KCONFIG=debug))
 kernel-target := $(if $(filter debug,$(KCONFIG)),debug-kernel,kernel)
 kernel-name := $(if $(filter debug,$(KCONFIG)),debug,series)
 
@@ -53,7 +54,7 @@ debug-kernel: tree
 
 .PHONY: vm hmm-tests compare
 vm: $(kernel-target)
-	@scripts/vm.py --kernel $(kernel-name) $(if $(CMD),'$(subst ','\'',$(CMD))')
+	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
 hmm-tests: $(kernel-target)
 	@scripts/hmm_tests.py --kernel $(kernel-name) --driver '$(DRIVER)' \

@@ -33,13 +33,13 @@ def main():
     after = [Run("series", "base", "test_hmm", t) for t in BASE_TYPES]
     new = [Run("series", "series", "test_hmm", t) for t in hmm_tests.TYPES]
 
+    hmm_tests.write_summary(RESULTS, [], False)
     for run in before + after:
         hmm_tests.run_tests(run, RESULTS, all_types=True)
     for run in new:
         hmm_tests.run_tests(run, RESULTS)
 
     runs = before + after + new
-    hmm_tests.write_summary(RESULTS, "compare", runs)
     with open(RESULTS / "table", "w", encoding="utf-8") as table:
         with contextlib.redirect_stdout(table):
             hmm_tests.print_table(runs, headings(runs))
@@ -49,7 +49,10 @@ def main():
     for old, patched in zip(before, after):
         was, now = results(old), results(patched)
         for name, result in was.items():
-            if result != "pass":
+            if result == "not run":
+                print(f"error: {name}: base did not get to it, so there is nothing to compare")
+                ok = False
+            elif result != "pass":
                 print(f"fails on base: {name}: {result}, patched: {now.get(name)}")
             elif now.get(name) != "pass":
                 print(f"WORSE: {name}: {result} on base, patched: {now.get(name)}")
@@ -61,7 +64,9 @@ def main():
             print(f"error: {run.name}: {run.problem}")
             ok = False
     hmm_tests.print_failures(new)
-    return 0 if ok and all(run.ok() for run in new) else 1
+    ok = ok and all(run.ok() for run in new)
+    hmm_tests.write_summary(RESULTS, runs, ok)
+    return 0 if ok else 1
 
 
 if __name__ == "__main__":

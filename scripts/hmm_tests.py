@@ -64,6 +64,8 @@ def build_tests(source):
     headers = vm.BUILD / ("base" if source == "base" else "kernel") / "usr/include"
     if not headers.is_dir():  # only KCONFIG=debug was built
         headers = vm.BUILD / "debug/usr/include"
+    # make does not know all that the program is made of.
+    program.unlink(missing_ok=True)
     command = [
         "make",
         "-C",
@@ -135,7 +137,7 @@ class Progress:
         if began := RUN.match(line):
             self.began, self.current, self.detail = seconds, began[1], []
         elif verdict := VERDICT.match(line):
-            outcome = "fail" if verdict[1] == "not ok" else "skip" if verdict[3] else "pass"
+            outcome = "fail" if verdict[1] == "not ok" else "pass" if verdict[3] is None else "skip"
             self.add(verdict[2], outcome, seconds, verdict[3])
         elif self.current and line.startswith("# ") and not line.startswith("#   "):
             self.detail.append(line[2:])
@@ -183,13 +185,15 @@ def run_tests(run, results, pattern="*", all_types=False, timeout=TIMEOUT):
     console = folder / "console.log"
     parameters = " ".join(module_parameters(run, all_types))
     tests = " ".join(f"-r {name}" for name in selected)
-    command = (
-        f"exec 2>&1\n{shlex.quote(str(vm.TOP / 'scripts/guest/load-driver'))} "
-        f"{run.driver} {parameters} && {shlex.quote(str(program))} {tests}"
-    )
+    load = f"{shlex.quote(str(vm.TOP / 'scripts/guest/load-driver'))} {run.driver} {parameters}"
+    unload = f"{shlex.quote(str(vm.TOP / 'scripts/guest/unload-driver'))} {run.driver}"
+    commands = ["exec 2>&1", f"{load} || exit", f"{shlex.quote(str(program))} {tests}", "status=$?"]
+    if run.kernel != "base":  # whose driver may have died, and would not go
+        commands.append(f"{unload} || exit")
+    commands.append("exit $status")
     progress = Progress(run, len(selected))
     print(f"==> hmm-tests: {run.name}, {len(selected)} tests", file=sys.stderr)
-    result = vm.run(run.kernel, command, console, timeout, progress.line)
+    result = vm.run(run.kernel, "\n".join(commands), console, timeout, progress.line)
     print(f"\r    done in {result.seconds:.0f} s" + " " * 40, file=sys.stderr)
     if progress.current:
         progress.add(progress.current, "hang" if result.timed_out else "crash", result.seconds)
@@ -202,17 +206,22 @@ def run_tests(run, results, pattern="*", all_types=False, timeout=TIMEOUT):
     missing = [name for name in selected if name not in seen]
     for name in missing:
         run.tests.append({"name": name, "result": "not run", "seconds": 0, "detail": []})
-    if not run.problem and not run.tests[0]["seconds"] and missing:
-        run.problem = "\n".join(["no test ran:", *output[-5:]])
+    if not run.problem and len(missing) == len(selected):
+        run.problem = "\n".join(["no test ran:", *output[-5:], *result.console_tail[-5:]])
+    if not run.problem and all(test["result"] == "skip" for test in run.tests):
+        run.problem = "all tests were skipped"
+    if not run.problem and result.status and not run.failed():
+        run.problem = "\n".join([f"status {result.status} after the tests:", *output[-5:]])
     if not run.problem:
         run.problem = check_ktap(output, source_tree(run.source))
     vm.report(result, console)
     return run
 
 
-def write_summary(results, target, runs):
+def write_summary(results, runs, ok):
+    """Before the first run with none: an old verdict must not outlive a failure."""
     results.mkdir(parents=True, exist_ok=True)
-    summary = {"target": target, "ok": all(r.ok() for r in runs), "runs": [asdict(r) for r in runs]}
+    summary = {"target": results.name, "ok": ok, "runs": [asdict(run) for run in runs]}
     (results / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
@@ -288,14 +297,15 @@ def main():
     args = parser.parse_args()
 
     runs = []
+    write_summary(args.results, runs, False)
     for memory_type in args.types:
         run = Run(args.kernel, "series", args.driver, memory_type)
         run_tests(run, args.results, args.filter, timeout=args.timeout)
         runs.append(run)
-    write_summary(args.results, args.results.name, runs)
+    ok = all(run.ok() for run in runs)
+    write_summary(args.results, runs, ok)
     print_table(runs, [f"{args.driver}\n{run.type}" for run in runs])
     print_failures(runs)
-    ok = all(run.ok() for run in runs)
     passed = sum(t["result"] == "pass" for r in runs for t in r.tests)
     skipped = sum(t["result"] == "skip" for r in runs for t in r.tests)
     failed = sum(len(r.failed()) for r in runs)

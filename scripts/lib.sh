@@ -8,7 +8,7 @@ set -euo pipefail
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=$top/build
 # Downloads that another clone can use again; never needed.
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/managed-generic
+cache=${XDG_CACHE_HOME:-${HOME:-$build}/.cache}/managed-generic
 
 base_version=7.3		# the series applies to this release of Linux
 linux=$build/linux		# git tree: tag base, branch series
@@ -16,6 +16,13 @@ linux_base=$build/linux-base	# worktree of base, for the unpatched kernel
 linux_scratch=$build/linux-scratch # worktree to apply patches and build commits in
 patches=$top/patches
 export PATH=$build/venv/bin:$cache/bindgen/bin:$PATH
+
+# The user's git settings (signatures, hooks, formats) are not for our trees.
+if command -v git >/dev/null; then
+	mapfile -t git_variables < <(git rev-parse --local-env-vars)
+	unset "${git_variables[@]}"
+fi
+export GIT_CONFIG_GLOBAL=/dev/null
 
 say()  { printf '==> %s\n' "$*" >&2; }
 die()  { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -27,9 +34,12 @@ run_logged() {
 	shift 2
 	mkdir -p "$(dirname "$log")"
 	say "$what"
+	# A process group of its own, so that all of it can be ended.
+	set -m
 	"$@" >"$log" 2>&1 </dev/null &
 	pid=$!
-	trap 'kill "$pid" 2>/dev/null || true; exit 130' INT TERM
+	set +m
+	trap 'kill -- -"$pid" 2>/dev/null; wait "$pid"; exit 130' INT TERM HUP
 	while kill -0 "$pid" 2>/dev/null; do
 		sleep 1
 		if ((SECONDS - start - shown >= 30)); then
@@ -38,7 +48,7 @@ run_logged() {
 				"$(tail -n 1 "$log" | tr -d '\r' | cut -c1-90)" >&2
 		fi
 	done
-	trap - INT TERM
+	trap - INT TERM HUP
 	if ! wait "$pid"; then
 		grep -E 'error|Error|fatal' "$log" | head -n 10 >&2 || true
 		tail -n 15 "$log" >&2
@@ -46,6 +56,8 @@ run_logged() {
 	fi
 	printf '    done in %d s\n' $((SECONDS - start)) >&2
 }
+
+have() { command -v "$1" >/dev/null; }
 
 version_at_least() { # HAVE WANTED
 	[ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]
@@ -55,7 +67,7 @@ version_at_least() { # HAVE WANTED
 find_llvm() {
 	local suffix
 	for suffix in -19 -20 -21 -18 -17; do
-		if command -v "clang$suffix" "ld.lld$suffix" "llvm-ar$suffix" >/dev/null; then
+		if have "clang$suffix" && have "ld.lld$suffix" && have "llvm-ar$suffix"; then
 			printf '%s\n' "$suffix"
 			return
 		fi

@@ -35,6 +35,7 @@ with_base_worktree() {
 	if [ -d "$linux_scratch" ]; then
 		git -C "$linux_scratch" am --abort 2>/dev/null || true
 		git -C "$linux_scratch" checkout --quiet --force --detach base
+		git -C "$linux_scratch" clean -fdxq
 	else
 		git -C "$linux" worktree add --quiet --detach "$linux_scratch" base
 	fi

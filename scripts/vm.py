@@ -41,7 +41,8 @@ CMDLINE_WITHOUT_KVM = ["clearcpuid=rep_good,erms,fsrm,fsrs"]
 SPLAT = re.compile(
     r"WARNING: |BUG: |BUG at |Oops: |Oops\b.*\[#|general protection fault|KASAN: |UBSAN: |"
     r"possible circular locking|possible recursive locking|possible irq lock inversion|"
-    r"inconsistent lock state|suspicious RCU usage|INFO: task .* blocked for more than|"
+    r"inconsistent lock state|suspicious RCU usage|INFO: trying to register non-static key|"
+    r"INFO: task .* blocked.* for more than|Out of memory: Killed|"
     r"rcu: INFO: .*stall|kmemleak: \d+ new suspected|Kernel panic|Bad page|"
     r"unregister_netdevice: waiting|list_(add|del) corruption|refcount_t: "
 )
@@ -132,16 +133,17 @@ def find_splats(console):
 
 
 def stop(process):
+    """Ends vng, and QEMU with it, which may outlive its parent."""
     for sig in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sig)
-        except ProcessLookupError:
-            return
-        try:
             process.wait(5)
-            return
-        except subprocess.TimeoutExpired:
+        except (ProcessLookupError, subprocess.TimeoutExpired):
             pass
+
+
+def end_on_signal(number, _frame):
+    sys.exit(128 + number)
 
 
 def run(flavour, command, console_log, timeout, on_line=None):
@@ -154,6 +156,8 @@ def run(flavour, command, console_log, timeout, on_line=None):
     script.write_text(f"export {exports}\n{command}\n")
     argv = vng_command(flavour) + ["--exec", f"bash {shlex.quote(str(script.resolve()))}"]
     result = Result()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end_on_signal)
     start = time.monotonic()
     with open(console_log, "wb") as console:
         process = subprocess.Popen(
