@@ -6,6 +6,9 @@
 # from the other.
 applied=$linux/.git/series-applied
 
+# One committer: the commits are the same on every machine.
+export GIT_COMMITTER_NAME=series GIT_COMMITTER_EMAIL=series@localhost
+
 patches_id() { cat "$patches"/*.patch 2>/dev/null | sha256sum; }
 
 # Applies the series in the given work tree, which is at base.
@@ -13,12 +16,10 @@ apply_series() {
 	local tree=$1 patch
 	compgen -G "$patches/*.patch" >/dev/null || return 0
 	rm -rf "$(git -C "$tree" rev-parse --git-path rebase-apply)"
-	# A fixed committer: the commits are the same on every machine.
-	if ! git -C "$tree" -c user.name=series -c user.email=series@localhost \
-	     am --quiet --committer-date-is-author-date \
+	if ! git -C "$tree" am --quiet --committer-date-is-author-date \
 	     "$patches"/*.patch >"$build/log/am" 2>&1; then
 		patch=$(git -C "$tree" am --show-current-patch=raw 2>/dev/null |
-			sed -n 's/^Subject: //p' | head -n 1)
+			sed -n '/^Subject: /{s///p;q}') || true
 		git -C "$tree" am --abort || true
 		cat "$build/log/am" >&2
 		die "this patch does not apply to base: ${patch:-unknown}"
