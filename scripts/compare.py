@@ -18,6 +18,7 @@ RESULTS = vm.BUILD / "results/compare"
 
 # Of the unpatched driver: it has these two types, by one way of loading.
 BASE_TYPES = ("private", "coherent")
+BASE_BOOTS = 4
 
 
 def headings(runs):
@@ -28,13 +29,29 @@ def results(run):
     return {test["name"]: test["result"] for test in run.tests}
 
 
+def run_base(run):
+    """On the unpatched kernel, of which a test may leave nothing: boots it again."""
+    hmm_tests.run_tests(run, RESULTS, all_types=True)
+    for _ in range(BASE_BOOTS - 1):
+        missing = [test["name"] for test in run.tests if test["result"] == "not run"]
+        if not missing:
+            break
+        again = Run(run.kernel, run.source, run.driver, run.type)
+        hmm_tests.run_tests(again, RESULTS, all_types=True, only=missing)
+        run.tests = [test for test in run.tests if test["result"] != "not run"] + again.tests
+        run.splats += again.splats
+        run.seconds += again.seconds
+
+
 def main():
     before = [Run("base", "base", "test_hmm", t) for t in BASE_TYPES]
     after = [Run("series", "base", "test_hmm", t) for t in BASE_TYPES]
     new = [Run("series", "series", "test_hmm", t) for t in hmm_tests.TYPES]
 
     hmm_tests.write_summary(RESULTS, [], False)
-    for run in before + after:
+    for run in before:
+        run_base(run)
+    for run in after:
         hmm_tests.run_tests(run, RESULTS, all_types=True)
     for run in new:
         hmm_tests.run_tests(run, RESULTS)

@@ -171,17 +171,17 @@ def check_ktap(lines, tree):
     return f"the output is no complete KTAP: {test.status.name}"
 
 
-def run_tests(run, results, pattern="*", all_types=False, timeout=TIMEOUT):
-    """Boots a VM and fills in run."""
+def run_tests(run, results, pattern="*", all_types=False, timeout=TIMEOUT, only=None):
+    """Boots a VM and fills in run, with the tests that match or with those in only."""
     program = build_tests(run.source)
-    selected = select_tests(program, run.type, pattern)
+    selected = only or select_tests(program, run.type, pattern)
     if run.kernel == "debug" and pattern == "*":
         left_out = select_tests(program, run.type, LEFT_OUT_ON_DEBUG)
         print("left out on the debug kernel:", *left_out, file=sys.stderr)
         selected = [name for name in selected if name not in left_out]
     if not selected:
         raise vm.VmError(f"no hmm-tests of type {run.type} match FILTER={pattern}")
-    folder = results / run.name
+    folder = results / (f"{run.name}-again" if only else run.name)
     console = folder / "console.log"
     parameters = " ".join(module_parameters(run, all_types))
     tests = " ".join(f"-r {name}" for name in selected)
