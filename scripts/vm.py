@@ -27,12 +27,14 @@ CPUS = 2
 # With this much memory, QEMU's q35 has RAM from 4 GB on.
 SPM_START = 0x1_0000_0000
 SPM_DEVICE_SIZE = 256 << 20
+SPM_DEVICES = 4  # coherent and generic, two of each
 SPM_ADDRS = (SPM_START, SPM_START + SPM_DEVICE_SIZE)
 
 CMDLINE = [
     "nokaslr",  # its parser of memmap= does not know '%'
-    f"memmap={len(SPM_ADDRS) * SPM_DEVICE_SIZE >> 20}M%{SPM_START:#x}-1+0xefffffff",
+    f"memmap={SPM_DEVICES * SPM_DEVICE_SIZE >> 20}M%{SPM_START:#x}-1+0xefffffff",
     "ignore_loglevel",
+    "kunit.enable=1",
 ]
 # Emulated string instructions are slower than the kernel's unrolled loops.
 CMDLINE_WITHOUT_KVM = ["clearcpuid=rep_good,erms,fsrm,fsrs"]

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a device does with the memory of a process.
+//!
+//! Data goes through a buffer of a fixed size. It is copied from and to the pages with the mirror
+//! locked, when none of them can be invalidated, and from and to user space without the lock, as that
+//! may fault.
+
+use crate::{
+    file::{
+        first_window,
+        File,
+        WINDOW_PAGES, //
+    },
+    memory_types::DeviceType,
+    migrate,
+    uapi::{
+        prot,
+        Cmd, //
+    }, //
+};
+use core::ops::Range;
+use kernel::{
+    mm::{
+        folio::FolioPage,
+        hmm::{
+            Access,
+            FaultMode,
+            HmmPfn,
+            Mapping, //
+        }, //
+    },
+    page::PAGE_SIZE,
+    prelude::*,
+    uaccess::UserSlice, //
+};
+
+/// Pages of the buffer between the process's pages and the caller's memory.
+const BUFFER_PAGES: usize = 16;
+
+/// PUD entries map as many PMDs as those map pages.
+const PUD_ORDER: u32 = 2 * kernel::mm::PMD_ORDER;
+
+/// Whether pages that are not on the device count.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnDevice {
+    Any,
+    Required,
+}
+
+fn buffer() -> Result<KVVec<u8>> {
+    Ok(KVVec::from_elem(0, BUFFER_PAGES * PAGE_SIZE, GFP_KERNEL)?)
+}
+
+/// Returns the caller's memory.
+fn user_slice(cmd: &Cmd, range: &Range<usize>) -> Result<UserSlice> {
+    let ptr = UserPtr::from_addr(usize::try_from(cmd.ptr)?);
+    Ok(UserSlice::new(ptr, range.len()))
+}
+
+/// Reads memory, faulting in what is not there.
+pub(crate) fn read(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
+    read_with(file, cmd, range, FaultMode::Locked)
+}
+
+/// Reads memory. Fault handlers may drop the mmap lock.
+pub(crate) fn read_unlocked(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
+    read_with(file, cmd, range, FaultMode::Unlocked)
+}
+
+fn read_with(file: &File, cmd: &mut Cmd, range: Range<usize>, mode: FaultMode) -> Result {
+    let mut writer = user_slice(cmd, &range)?.writer();
+    let mut buffer = buffer()?;
+    let mut rest = range;
+    while !rest.is_empty() {
+        let len = copy_from_pages(file, rest.clone(), &mut buffer, OnDevice::Any)?;
+        if len == 0 {
+            let memory = file.device().memory();
+            file.mirror()
+                .fault(rest.clone(), Access::Read, mode, memory)?;
+            cmd.faults += 1;
+            continue;
+        }
+        writer.write_slice(&buffer[..len])?;
+        cmd.cpages += (len / PAGE_SIZE) as u64;
+        rest.start += len;
+    }
+    Ok(())
+}
+
+/// Reads memory that is mapped already, as a check of what the device can access.
+///
+/// Returns [`ENOENT`] if a page is not.
+pub(crate) fn read_back(
+    file: &File,
+    cmd: &mut Cmd,
+    range: Range<usize>,
+    on_device: OnDevice,
+) -> Result {
+    let mut writer = user_slice(cmd, &range)?.writer();
+    let mut buffer = buffer()?;
+    let mut rest = range;
+    while !rest.is_empty() {
+        let len = copy_from_pages(file, rest.clone(), &mut buffer, on_device)?;
+        if len == 0 {
+            return Err(ENOENT);
+        }
+        writer.write_slice(&buffer[..len])?;
+        cmd.cpages += (len / PAGE_SIZE) as u64;
+        rest.start += len;
+    }
+    Ok(())
+}
+
+/// Copies from pages to `buffer`, as long as it has room and they are mapped. Returns the number of
+/// bytes.
+fn copy_from_pages(
+    file: &File,
+    range: Range<usize>,
+    buffer: &mut [u8],
+    on_device: OnDevice,
+) -> Result<usize> {
+    let guard = file.mirror().lock();
+    let memory = file.device().memory();
+    let mut len = 0;
+    for (addr, data) in range
+        .step_by(PAGE_SIZE)
+        .zip(buffer.chunks_exact_mut(PAGE_SIZE))
+    {
+        let Some(mapping) = guard.get(addr) else {
+            break;
+        };
+        let page = mapping.page();
+        if on_device == OnDevice::Required && memory.device_page(page).is_none() {
+            break;
+        }
+        match migrate::backing(memory, page) {
+            Some(backing) => backing.page(0).ok_or(EFAULT)?.read(0, data)?,
+            None => page.read(0, data)?,
+        }
+        len += PAGE_SIZE;
+    }
+    Ok(len)
+}
+
+/// Writes memory, faulting in what is not there or not writable.
+pub(crate) fn write(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
+    let mut reader = user_slice(cmd, &range)?.reader();
+    let mut buffer = buffer()?;
+    let mut rest = range;
+    while !rest.is_empty() {
+        let len = rest.len().min(buffer.len());
+        reader.read_slice(&mut buffer[..len])?;
+        let mut done = 0;
+        while done < len {
+            let copied = copy_to_pages(file, rest.clone(), &buffer[done..len])?;
+            if copied == 0 {
+                let memory = file.device().memory();
+                file.mirror()
+                    .fault(rest.clone(), Access::Write, FaultMode::Locked, memory)?;
+                cmd.faults += 1;
+            }
+            cmd.cpages += (copied / PAGE_SIZE) as u64;
+            done += copied;
+            rest.start += copied;
+        }
+    }
+    Ok(())
+}
+
+/// Copies from `buffer` to pages, as long as they are mapped writable. Returns the number of bytes.
+fn copy_to_pages(file: &File, range: Range<usize>, buffer: &[u8]) -> Result<usize> {
+    let guard = file.mirror().lock();
+    let memory = file.device().memory();
+    let mut len = 0;
+    for (addr, data) in range.step_by(PAGE_SIZE).zip(buffer.chunks_exact(PAGE_SIZE)) {
+        let Some(mapping) = guard.get(addr).filter(Mapping::is_writable) else {
+            break;
+        };
+        match migrate::backing(memory, mapping.page()) {
+            Some(backing) => {
+                backing.write(0, 0, data)?;
+                mapping.mark_dirty()?;
+            }
+            None => mapping.write(0, data)?,
+        }
+        len += PAGE_SIZE;
+    }
+    Ok(len)
+}
+
+/// Takes pages for the device alone, and reads them.
+///
+/// Returns [`ENOENT`] if the CPU has taken one back meanwhile.
+pub(crate) fn exclusive(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
+    for addr in range.clone().step_by(PAGE_SIZE) {
+        file.mirror()
+            .make_exclusive(addr, file.device().memory())?;
+    }
+    read_back(file, cmd, range, OnDevice::Any)
+}
+
+/// Returns [`EPERM`] if the device has a page for itself.
+pub(crate) fn check_exclusive(file: &File, range: Range<usize>) -> Result {
+    if file.mirror().lock().any_exclusive(range) {
+        return Err(EPERM);
+    }
+    Ok(())
+}
+
+/// Tells the caller what the process has mapped, a byte for each page.
+pub(crate) fn snapshot(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
+    let nr_pages = range.len() / PAGE_SIZE;
+    let ptr = UserPtr::from_addr(usize::try_from(cmd.ptr)?);
+    let mut writer = UserSlice::new(ptr, nr_pages).writer();
+    let mut prots = KVec::from_elem(prot::NONE, WINDOW_PAGES, GFP_KERNEL)?;
+    let mut rest = range;
+    while !rest.is_empty() {
+        let window = first_window(rest.clone());
+        rest.start = window.end;
+        let prots = &mut prots[..window.len() / PAGE_SIZE];
+        file.mirror()
+            .snapshot(window, file.device().memory(), |index, pfn| {
+                prots[index] = prot(file, pfn);
+            })?;
+        writer.write_slice(prots)?;
+        cmd.cpages += prots.len() as u64;
+    }
+    Ok(())
+}
+
+fn prot(file: &File, pfn: HmmPfn<'_>) -> u8 {
+    if pfn.is_error() {
+        return prot::ERROR;
+    }
+    let Some(page) = pfn.page() else {
+        return prot::NONE;
+    };
+    let access = if pfn.is_writable() {
+        prot::WRITE
+    } else {
+        prot::READ
+    };
+    let size = match pfn.map_order() {
+        kernel::mm::PMD_ORDER => prot::PMD,
+        PUD_ORDER => prot::PUD,
+        _ => 0,
+    };
+    where_page_is(file, page) | access | size
+}
+
+fn where_page_is(file: &File, page: FolioPage<'_>) -> u8 {
+    let local = file.device().memory().device_page(page).is_some();
+    let folio = page.folio();
+    if folio.is_device_private() {
+        DeviceType::Private.prot(local)
+    } else if folio.is_device_coherent() {
+        DeviceType::Coherent.prot(local)
+    } else if folio.is_device_generic() {
+        DeviceType::Generic.prot(local)
+    } else if page.is_zero_page() {
+        prot::ZERO
+    } else {
+        prot::NONE
+    }
+}

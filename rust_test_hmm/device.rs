@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device: a type of memory, and as much of it as there is.
+
+use crate::{
+    memory_types::DeviceType,
+    migrate,
+    pool::{
+        Chunk,
+        Owner,
+        Pool,
+        MAX_CHUNK_PAGES, //
+    }, //
+};
+use core::ops::Range;
+use kernel::{
+    alloc::flags::GFP_HIGHUSER,
+    io::resource::{
+        iomem_resource,
+        Flags,
+        PhysAddr,
+        Region, //
+    },
+    mm::{
+        folio::{
+            LockedFolio,
+            OwnedFolio, //
+        },
+        pgmap::{
+            PageMap,
+            PageMapOwner, //
+        }, //
+    },
+    new_mutex,
+    page::PAGE_SIZE,
+    prelude::*,
+    str::CString,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
+};
+
+/// How often and at which interval, in milliseconds, to try to evict all pages. Some may be locked
+/// or referenced for a moment only.
+const EVICT_TRIES: usize = 10;
+const EVICT_INTERVAL_MS: i64 = 20;
+
+/// A test device.
+#[pin_data]
+pub(crate) struct Device {
+    name: &'static CStr,
+    device_type: DeviceType,
+    /// As core mm knows the device's memory.
+    memory: Arc<PageMapOwner<Chunk>>,
+    pool: Arc<Pool>,
+    /// Held by who adds or removes chunks.
+    #[pin]
+    resize: Mutex<()>,
+}
+
+impl Device {
+    /// Creates a device without memory.
+    pub(crate) fn new(name: &'static CStr, device_type: DeviceType) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                name,
+                device_type,
+                memory: PageMapOwner::new(device_type.memory_type())?,
+                pool: Arc::pin_init(Pool::new(), GFP_KERNEL)?,
+                resize <- new_mutex!((), "test_hmm_rs::Device::resize"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    pub(crate) fn name(&self) -> &'static CStr {
+        self.name
+    }
+
+    pub(crate) fn device_type(&self) -> DeviceType {
+        self.device_type
+    }
+
+    pub(crate) fn memory(&self) -> &PageMapOwner<Chunk> {
+        &self.memory
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Claims special-purpose memory for the device.
+    ///
+    /// Returns [`EBUSY`] if it is somebody else's; [`EINVAL`] if the start, in bytes, is not aligned.
+    pub(crate) fn add_spm(&self, range: Range<PhysAddr>) -> Result {
+        let size = range.end - range.start;
+        let claim_and_add = || {
+            let region = iomem_resource()
+                .request_region(
+                    range.start,
+                    size,
+                    self.region_name()?,
+                    Flags::IORESOURCE_MEM,
+                )
+                .ok_or(EBUSY)?;
+            let _resize = self.resize.lock();
+            self.add_chunk(region)
+        };
+        let (name, start, mb) = (self.name, range.start, size >> 20);
+        claim_and_add()
+            .inspect(|_| {
+                let device_type = self.device_type.name();
+                pr_info!("{name}: {mb} MB of special-purpose memory at {start:#x}, {device_type}\n");
+            })
+            .inspect_err(|error| {
+                pr_err!("{name}: cannot take {mb} MB of memory at {start:#x}: {error:?}\n");
+            })
+    }
+
+    fn region_name(&self) -> Result<CString> {
+        CString::try_from(self.name).map_err(Into::into)
+    }
+
+    /// Adds a chunk of memory. The caller holds `resize`.
+    fn add_chunk(&self, region: Region) -> Result {
+        let number = self.pool.unused_chunk().ok_or(ENOMEM)?;
+        let chunk = Chunk::new(self.memory.clone(), self.pool.clone(), number);
+        let map = Arc::pin_init(
+            PageMap::new(self.memory.clone(), region, chunk),
+            GFP_KERNEL,
+        )?;
+        self.pool.add(map)
+    }
+
+    /// Allocates a folio of device memory, without contents.
+    pub(crate) fn alloc(
+        &self,
+        order: u32,
+        owner: &Arc<Owner>,
+        backing: &mut KVec<OwnedFolio>,
+    ) -> Result<LockedFolio> {
+        let (map, page) = match self.pool.take(order, owner, backing) {
+            Some(place) => place,
+            None => self.grow_and_take(order, owner, backing)?,
+        };
+        map.init_folio(page, order).inspect_err(|_| {
+            self.pool
+                .put(map.data().number(), page..page + (1 << order))
+        })
+    }
+
+    fn grow_and_take(
+        &self,
+        order: u32,
+        owner: &Arc<Owner>,
+        backing: &mut KVec<OwnedFolio>,
+    ) -> Result<(Arc<PageMap<Chunk>>, usize)> {
+        // There is only so much special-purpose memory.
+        if self.device_type.is_spm() {
+            return Err(ENOMEM);
+        }
+        let _resize = self.resize.lock();
+        // Another thread may have been first to add a chunk.
+        if let Some(place) = self.pool.take(order, owner, backing) {
+            return Ok(place);
+        }
+        let size = (MAX_CHUNK_PAGES * PAGE_SIZE) as u64;
+        self.add_chunk(Region::request_free_mem(size, self.region_name()?)?)?;
+        self.pool.take(order, owner, backing).ok_or(ENOMEM)
+    }
+
+    /// Allocates the memory of `nr_pages` device-private pages.
+    pub(crate) fn alloc_backing(&self, nr_pages: usize, zero: bool) -> Result<KVec<OwnedFolio>> {
+        let mut backing = KVec::with_capacity(nr_pages, GFP_KERNEL)?;
+        let flags = if zero {
+            GFP_HIGHUSER | __GFP_ZERO
+        } else {
+            GFP_HIGHUSER
+        };
+        for _ in 0..nr_pages {
+            backing.push(OwnedFolio::alloc(flags, 0)?, GFP_KERNEL)?;
+        }
+        Ok(backing)
+    }
+
+    /// Evicts all pages to system memory.
+    ///
+    /// Returns [`EBUSY`] if some cannot be: somebody else has a reference on them; [`ENOMEM`].
+    pub(crate) fn evict(&self) -> Result {
+        let mut evictor = migrate::Evictor::new()?;
+        for tries in 0..EVICT_TRIES {
+            if tries > 0 {
+                fsleep(Delta::from_millis(EVICT_INTERVAL_MS));
+            }
+            evictor.evict_all(&self.pool)?;
+            if self.pool.nr_in_use() == 0 {
+                return Ok(());
+            }
+        }
+        Err(EBUSY)
+    }
+
+    /// Evicts all pages to system memory, and gives up memory that can be had again.
+    ///
+    /// Returns the errors of [`Device::evict`].
+    pub(crate) fn release(&self) -> Result {
+        let result = self.evict();
+        if !self.device_type.is_spm() {
+            self.remove_unused_chunks();
+        }
+        result
+    }
+
+    fn remove_unused_chunks(&self) {
+        let _resize = self.resize.lock();
+        while let Some(chunk) = self.pool.remove_unused() {
+            drop(chunk);
+        }
+    }
+
+    /// Evicts all pages, and removes the memory. Waits for as long as that takes.
+    pub(crate) fn shut_down(&self) {
+        while let Err(error) = self.evict() {
+            pr_warn!(
+                "{}: waiting for {} pages that cannot be evicted ({:?}), the first at PFN {:#x}\n",
+                self.name,
+                self.pool.nr_in_use(),
+                error,
+                self.pool.first_in_use().unwrap_or(0),
+            );
+            fsleep(Delta::from_millis(1000));
+        }
+        self.remove_unused_chunks();
+    }
+}

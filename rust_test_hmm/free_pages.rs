@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which pages of a chunk of device memory are free.
+
+use core::ops::Range;
+use kernel::{
+    bitmap::BitmapVec,
+    mm::PMD_ORDER,
+    prelude::*, //
+};
+
+/// Pages in a block, the unit in which large folios are handed out.
+pub(crate) const BLOCK_PAGES: usize = 1 << PMD_ORDER;
+
+/// Free pages, from which single pages and whole blocks can be taken.
+///
+/// Single pages are taken from blocks that are in use already where possible, so that whole ones stay
+/// free. What is put back makes a block whole again by itself.
+pub(crate) struct FreePages {
+    free: BitmapVec,
+    /// Number of free pages by block.
+    free_in_block: KVec<usize>,
+    /// The block of which the last single page was taken.
+    current: usize,
+    nr_free: usize,
+}
+
+impl FreePages {
+    /// Creates a set of `nr_pages` free pages, a multiple of [`BLOCK_PAGES`].
+    pub(crate) fn new(nr_pages: usize) -> Result<Self> {
+        if nr_pages == 0 || nr_pages % BLOCK_PAGES != 0 {
+            return Err(EINVAL);
+        }
+        let mut free = BitmapVec::new(nr_pages, GFP_KERNEL)?;
+        for page in 0..nr_pages {
+            free.set_bit(page);
+        }
+        Ok(Self {
+            free,
+            free_in_block: KVec::from_elem(BLOCK_PAGES, nr_pages / BLOCK_PAGES, GFP_KERNEL)?,
+            current: 0,
+            nr_free: nr_pages,
+        })
+    }
+
+    /// Returns the number of pages that were taken.
+    pub(crate) fn nr_in_use(&self) -> usize {
+        self.free.len() - self.nr_free
+    }
+
+    /// Takes a page, or a block if `order` is [`PMD_ORDER`], and returns the index of its first page.
+    pub(crate) fn take(&mut self, order: u32) -> Option<usize> {
+        let page = match order {
+            0 => {
+                let block = self.partial_block().or_else(|| self.whole_block())?;
+                self.current = block;
+                self.free.next_bit(block * BLOCK_PAGES)?
+            }
+            PMD_ORDER => self.whole_block()? * BLOCK_PAGES,
+            _ => return None,
+        };
+        let pages = page..page + (1 << order);
+        for page in pages.clone() {
+            self.free.clear_bit(page);
+        }
+        self.free_in_block[page / BLOCK_PAGES] -= pages.len();
+        self.nr_free -= pages.len();
+        Some(page)
+    }
+
+    /// Puts pages back, all of one block.
+    pub(crate) fn put(&mut self, pages: Range<usize>) {
+        self.free_in_block[pages.start / BLOCK_PAGES] += pages.len();
+        self.nr_free += pages.len();
+        for page in pages {
+            self.free.set_bit(page);
+        }
+    }
+
+    /// Returns the first page from `start` on that is in use.
+    pub(crate) fn next_in_use(&self, start: usize) -> Option<usize> {
+        if start >= self.free.len() {
+            return None;
+        }
+        self.free.next_zero_bit(start)
+    }
+
+    fn partial_block(&self) -> Option<usize> {
+        let is_partial = |&block: &usize| (1..BLOCK_PAGES).contains(&self.free_in_block[block]);
+
+        Some(self.current)
+            .filter(is_partial)
+            .or_else(|| (0..self.free_in_block.len()).find(is_partial))
+    }
+
+    fn whole_block(&self) -> Option<usize> {
+        self.free_in_block
+            .iter()
+            .position(|&nr_free| nr_free == BLOCK_PAGES)
+    }
+}
+
+#[cfg(CONFIG_TEST_HMM_RS_KUNIT_TEST)]
+#[kunit_tests(test_hmm_rs_free_pages)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert!(FreePages::new(0).is_err());
+        assert!(FreePages::new(BLOCK_PAGES + 1).is_err());
+        assert!(FreePages::new(BLOCK_PAGES).is_ok());
+    }
+
+    #[test]
+    fn all_pages_can_be_taken() -> Result {
+        let mut pages = FreePages::new(2 * BLOCK_PAGES)?;
+        for page in 0..2 * BLOCK_PAGES {
+            assert_eq!(pages.take(0), Some(page));
+        }
+        assert_eq!(pages.take(0), None);
+        assert_eq!(pages.take(PMD_ORDER), None);
+        assert_eq!(pages.nr_in_use(), 2 * BLOCK_PAGES);
+        Ok(())
+    }
+
+    #[test]
+    fn single_pages_leave_whole_blocks() -> Result {
+        let mut pages = FreePages::new(3 * BLOCK_PAGES)?;
+        let single = pages.take(0).ok_or(ENOMEM)?;
+        let block = pages.take(PMD_ORDER).ok_or(ENOMEM)?;
+        assert_ne!(single / BLOCK_PAGES, block / BLOCK_PAGES);
+        assert_eq!(block % BLOCK_PAGES, 0);
+        for _ in 1..BLOCK_PAGES {
+            assert_eq!(pages.take(0).map(|page| page / BLOCK_PAGES), Some(0));
+        }
+        assert!(pages.take(PMD_ORDER).is_some());
+        assert_eq!(pages.take(0), None);
+        Ok(())
+    }
+
+    #[test]
+    fn pages_become_a_block_again() -> Result {
+        let mut pages = FreePages::new(BLOCK_PAGES)?;
+        assert_eq!(pages.take(PMD_ORDER), Some(0));
+        // A large folio that was split comes back in pieces, in any order.
+        pages.put(0..1);
+        assert_eq!(pages.take(PMD_ORDER), None);
+        assert_eq!(pages.take(0), Some(0));
+        pages.put(0..1);
+        for page in (1..BLOCK_PAGES).rev() {
+            pages.put(page..page + 1);
+        }
+        assert_eq!(pages.nr_in_use(), 0);
+        assert_eq!(pages.take(PMD_ORDER), Some(0));
+        Ok(())
+    }
+
+    #[test]
+    fn pages_in_use() -> Result {
+        let mut pages = FreePages::new(BLOCK_PAGES)?;
+        assert_eq!(pages.next_in_use(0), None);
+        let first = pages.take(0).ok_or(ENOMEM)?;
+        let second = pages.take(0).ok_or(ENOMEM)?;
+        pages.put(first..first + 1);
+        assert_eq!(pages.next_in_use(0), Some(second));
+        assert_eq!(pages.next_in_use(second), Some(second));
+        assert_eq!(pages.next_in_use(second + 1), None);
+        assert_eq!(pages.next_in_use(BLOCK_PAGES), None);
+        Ok(())
+    }
+
+    #[test]
+    fn other_orders_are_refused() -> Result {
+        let mut pages = FreePages::new(BLOCK_PAGES)?;
+        assert_eq!(pages.take(1), None);
+        assert_eq!(pages.take(PMD_ORDER + 1), None);
+        Ok(())
+    }
+}

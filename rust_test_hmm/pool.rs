@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The memory of a device: which of it is in use, and by which file.
+//!
+//! A device has chunks of memory, each of them a [`PageMap`]. A page that was handed out is known by
+//! its [`PageIndex`]. Pages are listed by the file that they were allocated for, so that closing it
+//! costs no more than it has pages. A page that cannot be evicted then stays behind: it keeps its
+//! [`Owner`], but not the file.
+
+use crate::{
+    free_pages::{
+        FreePages,
+        BLOCK_PAGES, //
+    },
+    uapi, //
+};
+use core::{
+    num::NonZero,
+    ops::Range, //
+};
+use kernel::{
+    mm::{
+        folio::OwnedFolio,
+        pgmap::{
+            Fault,
+            FaultError,
+            PageMap,
+            PageMapOps,
+            PageMapOwner, //
+        }, //
+    },
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        new_spinlock_irq,
+        Arc,
+        LockedBy,
+        SpinLockIrq, //
+    }, //
+};
+
+/// Number of pages of the largest chunk: 256 MB.
+pub(crate) const MAX_CHUNK_PAGES: usize = 1 << 16;
+
+/// The most chunks that a device can have.
+const MAX_CHUNKS: usize = 64;
+
+/// A page of a device: number of the chunk, and index within, in pages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct PageIndex(NonZero<u32>);
+
+impl PageIndex {
+    fn new(chunk: usize, page: usize) -> Self {
+        // Neither overflows nor is zero: there are no more than 64 chunks of 65536 pages.
+        Self(NonZero::<u32>::MIN.saturating_add((chunk * MAX_CHUNK_PAGES + page) as u32))
+    }
+
+    fn chunk(self) -> usize {
+        (self.0.get() as usize - 1) / MAX_CHUNK_PAGES
+    }
+
+    fn page(self) -> usize {
+        (self.0.get() as usize - 1) % MAX_CHUNK_PAGES
+    }
+}
+
+/// Whom pages were allocated for: an open file.
+///
+/// Pages have a reference on it, so it exists longer than the file if some cannot be evicted.
+pub(crate) struct Owner {
+    /// `HMM_DMIRROR_FLAG_*`
+    flags: Atomic<u64>,
+    folios: LockedBy<List, State>,
+}
+
+/// A list of folios by the index of their first page.
+#[derive(Clone, Copy, Default)]
+struct List {
+    first: Option<PageIndex>,
+    last: Option<PageIndex>,
+    len: usize,
+}
+
+impl Owner {
+    pub(crate) fn new(pool: &Pool) -> Result<Arc<Self>> {
+        Ok(Arc::new(
+            Self {
+                flags: Atomic::new(0),
+                folios: LockedBy::new(&pool.state, List::default()),
+            },
+            GFP_KERNEL,
+        )?)
+    }
+
+    /// Sets the flags. Returns [`EINVAL`] if there are unknown ones.
+    pub(crate) fn set_flags(&self, flags: u64) -> Result {
+        if flags & !uapi::FLAG_FAIL_ALLOC != 0 {
+            return Err(EINVAL);
+        }
+        self.flags.store(flags, Relaxed);
+        Ok(())
+    }
+
+    /// Returns whether an allocation shall fail, which is so just once.
+    pub(crate) fn take_fail_alloc(&self) -> bool {
+        self.flags
+            .cmpxchg(uapi::FLAG_FAIL_ALLOC, 0, Full)
+            .is_ok()
+    }
+}
+
+/// What the pool knows of a page.
+#[derive(Default)]
+struct PageState {
+    /// The memory of a device-private page.
+    backing: Option<OwnedFolio>,
+    /// The following are those of the first page of a folio only.
+    owner: Option<Arc<Owner>>,
+    order: u32,
+    next: Option<PageIndex>,
+    prev: Option<PageIndex>,
+}
+
+struct ChunkState {
+    map: Arc<PageMap<Chunk>>,
+    free: FreePages,
+    pages: VVec<PageState>,
+}
+
+/// State of a [`Pool`].
+pub(crate) struct State {
+    chunks: KVec<Option<ChunkState>>,
+    nr_in_use: usize,
+}
+
+impl State {
+    /// Returns the state of a page that is in use, whose chunk therefore exists.
+    fn page(&mut self, index: PageIndex) -> Option<&mut PageState> {
+        self.chunks[index.chunk()]
+            .as_mut()
+            .map(|chunk| &mut chunk.pages[index.page()])
+    }
+
+    /// Adds a folio at the end of its owner's list.
+    fn link(&mut self, owner: &Arc<Owner>, index: PageIndex, order: u32) {
+        let mut list = *owner.folios.access_mut(self);
+        if let Some(page) = self.page(index) {
+            page.owner = Some(owner.clone());
+            page.order = order;
+            page.prev = list.last;
+            page.next = None;
+        }
+        match list.last.and_then(|last| self.page(last)) {
+            Some(last) => last.next = Some(index),
+            None => list.first = Some(index),
+        }
+        list.last = Some(index);
+        list.len += 1;
+        *owner.folios.access_mut(self) = list;
+    }
+
+    /// Removes a folio from its owner's list, and returns both.
+    fn unlink(&mut self, index: PageIndex) -> Option<Arc<Owner>> {
+        let page = self.page(index)?;
+        let owner = page.owner.take()?;
+        let (prev, next) = (page.prev.take(), page.next.take());
+        let mut list = *owner.folios.access_mut(self);
+        match prev.and_then(|prev| self.page(prev)) {
+            Some(prev) => prev.next = next,
+            None => list.first = next,
+        }
+        match next.and_then(|next| self.page(next)) {
+            Some(next) => next.prev = prev,
+            None => list.last = prev,
+        }
+        list.len -= 1;
+        *owner.folios.access_mut(self) = list;
+        Some(owner)
+    }
+}
+
+/// The memory of a device.
+///
+/// The lock is taken by whoever drops the last reference on a page, maybe in an interrupt. It is the
+/// innermost one.
+#[pin_data]
+pub(crate) struct Pool {
+    #[pin]
+    state: SpinLockIrq<State>,
+}
+
+impl Pool {
+    pub(crate) fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            state <- new_spinlock_irq!(State {
+                chunks: {
+                    let mut chunks = KVec::with_capacity(MAX_CHUNKS, GFP_KERNEL)?;
+                    for _ in 0..MAX_CHUNKS {
+                        chunks.push(None, GFP_KERNEL)?;
+                    }
+                    chunks
+                },
+                nr_in_use: 0,
+            }),
+        })
+    }
+
+    /// Returns a number that no chunk has.
+    pub(crate) fn unused_chunk(&self) -> Option<usize> {
+        self.state.lock().chunks.iter().position(Option::is_none)
+    }
+
+    /// Adds a chunk, whose number no other has.
+    ///
+    /// Returns [`EINVAL`] if the number of pages is not one of blocks, or too large; [`ENOMEM`].
+    pub(crate) fn add(&self, map: Arc<PageMap<Chunk>>) -> Result {
+        let nr_pages = map.nr_pages();
+        if nr_pages > MAX_CHUNK_PAGES {
+            return Err(EINVAL);
+        }
+        let number = map.data().number();
+        let mut pages = VVec::with_capacity(nr_pages, GFP_KERNEL)?;
+        for _ in 0..nr_pages {
+            pages.push(PageState::default(), GFP_KERNEL)?;
+        }
+        let chunk = ChunkState {
+            map,
+            free: FreePages::new(nr_pages)?,
+            pages,
+        };
+
+        self.state.lock().chunks[number] = Some(chunk);
+        Ok(())
+    }
+
+    /// Takes a chunk of which no page is in use out of the pool. It is up to the caller to drop it.
+    pub(crate) fn remove_unused(&self) -> Option<impl Sized> {
+        let mut state = self.state.lock();
+        state
+            .chunks
+            .iter_mut()
+            .find_map(|slot| slot.take_if(|chunk| chunk.free.nr_in_use() == 0))
+    }
+
+    /// Returns the number of pages that are in use.
+    pub(crate) fn nr_in_use(&self) -> usize {
+        self.state.lock().nr_in_use
+    }
+
+    /// Returns the page frame number of a page that is in use, if there is one.
+    pub(crate) fn first_in_use(&self) -> Option<usize> {
+        let state = self.state.lock();
+        state
+            .chunks
+            .iter()
+            .flatten()
+            .find_map(|chunk| Some(chunk.map.start_pfn() + chunk.free.next_in_use(0)?))
+    }
+
+    /// Takes pages for a folio of order 0 or [`PMD_ORDER`], and returns where they are.
+    ///
+    /// `backing` is their memory if they are device-private, a page each; it is taken if this
+    /// returns `Some`.
+    pub(crate) fn take(
+        &self,
+        order: u32,
+        owner: &Arc<Owner>,
+        backing: &mut KVec<OwnedFolio>,
+    ) -> Option<(Arc<PageMap<Chunk>>, usize)> {
+        let mut state = self.state.lock();
+        let (number, page) = state
+            .chunks
+            .iter_mut()
+            .enumerate()
+            .find_map(|(number, chunk)| Some((number, chunk.as_mut()?.free.take(order)?)))?;
+        state.nr_in_use += 1 << order;
+        state.link(owner, PageIndex::new(number, page), order);
+
+        let chunk = state.chunks[number].as_mut()?;
+        for state in &mut chunk.pages[page..page + (1 << order)] {
+            state.backing = backing.pop();
+        }
+        Some((chunk.map.clone(), page))
+    }
+
+    /// Puts the pages of a folio back.
+    pub(crate) fn put(&self, number: usize, pages: Range<usize>) {
+        let mut state = self.state.lock();
+
+        state.unlink(PageIndex::new(number, pages.start));
+        state.nr_in_use -= pages.len();
+        if let Some(chunk) = state.chunks[number].as_mut() {
+            for page in &mut chunk.pages[pages.clone()] {
+                page.backing = None;
+            }
+            chunk.free.put(pages);
+        }
+    }
+
+    /// Lists what was split off a folio for the owner of the rest.
+    fn split(&self, number: usize, head: usize, pages: Range<usize>) {
+        let mut state = self.state.lock();
+        let Some(page) = state.page(PageIndex::new(number, head)) else {
+            return;
+        };
+        // The first call says how much is left of the folio.
+        page.order = page.order.min((pages.start - head).trailing_zeros());
+        if let Some(owner) = page.owner.clone() {
+            let index = PageIndex::new(number, pages.start);
+            state.link(&owner, index, pages.len().trailing_zeros());
+        }
+    }
+
+    /// Returns the number of folios of an owner.
+    pub(crate) fn nr_folios(&self, owner: &Owner) -> usize {
+        owner.folios.access_mut(&mut self.state.lock()).len
+    }
+
+    /// Lists pages of up to `max` folios of an owner, no more than a block, all of one chunk.
+    ///
+    /// Appends their indices in the chunk to `pages`, which has the capacity of a block. The folios
+    /// go to the end of the owner's list. Returns the chunk and the number of folios, if there are any.
+    pub(crate) fn list_owned(
+        &self,
+        owner: &Arc<Owner>,
+        max: usize,
+        pages: &mut KVec<usize>,
+    ) -> Option<(Arc<PageMap<Chunk>>, usize)> {
+        let mut state = self.state.lock();
+        let mut map = None;
+        let mut nr_folios = 0;
+        while nr_folios < max {
+            let Some(index) = owner.folios.access_mut(&mut state).first else {
+                break;
+            };
+            let order = state.page(index)?.order;
+            let chunk = state.chunks[index.chunk()].as_ref()?;
+            let (number, _) = map.get_or_insert_with(|| (index.chunk(), chunk.map.clone()));
+            if *number != index.chunk() || pages.len() + (1 << order) > BLOCK_PAGES {
+                break;
+            }
+            for page in index.page()..index.page() + (1 << order) {
+                pages.push_within_capacity(page).ok()?;
+            }
+            let owner = state.unlink(index)?;
+            state.link(&owner, index, order);
+            nr_folios += 1;
+        }
+        map.map(|(_, map)| (map, nr_folios))
+    }
+
+    /// Lists pages that are in use, no more than a block, all of one chunk, from chunk and page
+    /// `from` on.
+    ///
+    /// Appends their indices in the chunk to `pages`, which has the capacity of a block. Returns the
+    /// chunk, and where to go on, if there are any.
+    pub(crate) fn list_in_use(
+        &self,
+        from: (usize, usize),
+        pages: &mut KVec<usize>,
+    ) -> Option<(Arc<PageMap<Chunk>>, (usize, usize))> {
+        let state = self.state.lock();
+        let (mut number, mut page) = from;
+        while number < MAX_CHUNKS {
+            if let Some(chunk) = &state.chunks[number] {
+                // A large folio is a block, and begins where one does.
+                let mut block = None;
+                while let Some(in_use) = chunk.free.next_in_use(page) {
+                    if *block.get_or_insert(in_use / BLOCK_PAGES) != in_use / BLOCK_PAGES {
+                        break;
+                    }
+                    pages.push_within_capacity(in_use).ok()?;
+                    page = in_use + 1;
+                }
+                if block.is_some() {
+                    return Some((chunk.map.clone(), (number, page)));
+                }
+            }
+            (number, page) = (number + 1, 0);
+        }
+        None
+    }
+}
+
+/// The driver's data of a [`PageMap`].
+pub(crate) struct Chunk {
+    memory: Arc<PageMapOwner<Chunk>>,
+    pool: Arc<Pool>,
+    number: usize,
+}
+
+impl Chunk {
+    /// Creates the data of chunk `number` of a pool.
+    pub(crate) fn new(memory: Arc<PageMapOwner<Chunk>>, pool: Arc<Pool>, number: usize) -> Self {
+        Self {
+            memory,
+            pool,
+            number,
+        }
+    }
+
+    /// Returns the owner of the memory, as core mm knows it.
+    pub(crate) fn memory(&self) -> &PageMapOwner<Chunk> {
+        &self.memory
+    }
+
+    /// Returns the number of the chunk.
+    pub(crate) fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Returns the memory of a device-private page in use.
+    pub(crate) fn backing(&self, page: usize) -> Option<OwnedFolio> {
+        let mut state = self.pool.state.lock();
+        state
+            .page(PageIndex::new(self.number, page))?
+            .backing
+            .clone()
+    }
+
+    /// Returns whom the folio of which `page` is the first was allocated for.
+    pub(crate) fn owner(&self, page: usize) -> Option<Arc<Owner>> {
+        let mut state = self.pool.state.lock();
+        state.page(PageIndex::new(self.number, page))?.owner.clone()
+    }
+}
+
+#[vtable]
+impl PageMapOps for Chunk {
+    fn folio_free(&self, pages: Range<usize>) {
+        self.pool.put(self.number, pages);
+    }
+
+    fn migrate_to_ram(&self, fault: &mut Fault<'_>) -> Result<(), FaultError> {
+        crate::migrate::fault(self, fault)
+    }
+
+    fn folio_split(&self, head: usize, pages: Range<usize>) {
+        self.pool.split(self.number, head, pages);
+    }
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Special-purpose memory: finding it, and sharing it out.
+
+use core::ops::Range;
+use kernel::{
+    io::{
+        resource::soft_reserved,
+        PhysAddr, //
+    },
+    mm::pgmap,
+    prelude::*, //
+};
+
+/// The most that a device gets, in bytes.
+pub(crate) const MAX_SIZE: u64 = 256 << 20;
+
+/// The least that a device can do with, in bytes.
+const MIN_SIZE: u64 = 16 << 20;
+
+/// Returns regions at the given addresses, in bytes.
+///
+/// Returns [`EINVAL`] if one is not aligned, or too high.
+pub(crate) fn at(addrs: [u64; 2]) -> Result<KVec<Range<PhysAddr>>> {
+    let align = pgmap::alignment() as u64;
+    let mut regions = KVec::with_capacity(addrs.len(), GFP_KERNEL)?;
+    for addr in addrs {
+        if addr & (align - 1) != 0 {
+            pr_err!("spm_addr_dev0 and spm_addr_dev1 must be multiples of {align:#x}\n");
+            return Err(EINVAL);
+        }
+        let end = addr.checked_add(MAX_SIZE).ok_or(EINVAL)?;
+        regions.push(addr..end, GFP_KERNEL)?;
+    }
+    Ok(regions)
+}
+
+/// Shares the special-purpose memory that firmware has listed out: `count` regions of the same size,
+/// in bytes.
+///
+/// Returns [`ENODEV`] if there is not enough.
+pub(crate) fn find(count: usize) -> Result<KVec<Range<PhysAddr>>> {
+    let mut ranges = KVec::new();
+    soft_reserved::for_each(|range| Ok(ranges.push(range, GFP_KERNEL)?))?;
+    share_out(&ranges, count, pgmap::alignment() as u64)
+}
+
+/// Returns `count` regions of the same size, as large as possible, within `ranges`. `align` is a power of
+/// two.
+fn share_out(
+    ranges: &[Range<PhysAddr>],
+    count: usize,
+    align: u64,
+) -> Result<KVec<Range<PhysAddr>>> {
+    let aligned = |range: &Range<PhysAddr>| {
+        let start = range.start.checked_add(align - 1)? & !(align - 1);
+        let end = range.end & !(align - 1);
+        (start < end).then_some(start..end)
+    };
+    let pieces = |size: u64| {
+        ranges
+            .iter()
+            .filter_map(aligned)
+            .flat_map(move |range| {
+                (0..(range.end - range.start).checked_div(size).unwrap_or(0))
+                    .map(move |i| range.start + i * size..range.start + (i + 1) * size)
+            })
+            .take(count)
+    };
+    let mut size = MAX_SIZE;
+    while size >= MIN_SIZE {
+        if pieces(size).count() == count {
+            let mut regions = KVec::with_capacity(count, GFP_KERNEL)?;
+            for region in pieces(size) {
+                regions.push(region, GFP_KERNEL)?;
+            }
+            return Ok(regions);
+        }
+        size -= align;
+    }
+    Err(ENODEV)
+}
+
+#[cfg(CONFIG_TEST_HMM_RS_KUNIT_TEST)]
+#[kunit_tests(test_hmm_rs_spm)]
+mod tests {
+    use super::*;
+
+    const MB: u64 = 1 << 20;
+    const ALIGN: u64 = 2 * MB;
+
+    #[test]
+    fn one_range_is_split() -> Result {
+        let regions = share_out(&[0..512 * MB], 4, ALIGN)?;
+        assert_eq!(regions.len(), 4);
+        assert_eq!(regions[0], 0..128 * MB);
+        assert_eq!(regions[3], 384 * MB..512 * MB);
+        Ok(())
+    }
+
+    #[test]
+    fn no_device_gets_too_much() -> Result {
+        let regions = share_out(&[0..4096 * MB], 2, ALIGN)?;
+        assert_eq!(regions[1], MAX_SIZE..2 * MAX_SIZE);
+        Ok(())
+    }
+
+    #[test]
+    fn several_ranges() -> Result {
+        // Two of 100 MB fit into the second, but none into the first.
+        let regions = share_out(&[0..40 * MB, 1000 * MB..1200 * MB], 2, ALIGN)?;
+        assert_eq!(regions[0], 1000 * MB..1100 * MB);
+        assert_eq!(regions[1], 1100 * MB..1200 * MB);
+        Ok(())
+    }
+
+    #[test]
+    fn regions_are_aligned() -> Result {
+        let regions = share_out(&[MB..200 * MB + 4096], 1, ALIGN)?;
+        assert_eq!(regions[0], 2 * MB..200 * MB);
+        Ok(())
+    }
+
+    #[test]
+    fn too_little() {
+        assert!(matches!(share_out(&[], 2, ALIGN), Err(ENODEV)));
+        assert!(matches!(share_out(&[0..MIN_SIZE], 2, ALIGN), Err(ENODEV)));
+        assert!(matches!(share_out(&[MB..MB + 4096], 1, ALIGN), Err(ENODEV)));
+        let top = u64::MAX - 4095..u64::MAX;
+        assert!(matches!(share_out(&[top], 1, ALIGN), Err(ENODEV)));
+    }
+}
