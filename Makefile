@@ -10,9 +10,6 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 # The targets share the tree and the build folders.
 .NOTPARALLEL:
 
-DRIVER ?= test_hmm
-TYPES ?= private,coherent,generic
-FILTER ?= *
 export KERNEL KCONFIG
 
 # KCONFIG=debug takes the debug kernel for what runs in the VM.
@@ -24,16 +21,18 @@ kernel-name := $(if $(filter debug,$(KCONFIG)),debug,series)
 help:
 	@echo 'make run            install what is missing, build, boot, run hmm-tests on'
 	@echo '                    managed generic memory'
-	@echo 'make test           everything that CI runs: check, hmm-tests, compare'
+	@echo 'make test           everything that CI runs: check, compare, clippy, rustdoc'
 	@echo 'make deps           install what is missing'
 	@echo 'make tree           build/linux: base kernel and series, KERNEL=/path for your tree'
 	@echo 'make kernel         build/kernel, the patched kernel'
 	@echo 'make kernel-base    build/base, the unpatched kernel'
 	@echo 'make debug-kernel   build/debug: KASAN, lockdep, ...; KCONFIG=debug uses it'
-	@echo 'make hmm-tests      DRIVER=test_hmm TYPES=private,coherent,generic FILTER=glob'
+	@echo 'make hmm-tests      DRIVER=test_hmm_rs|test_hmm TYPES=private,coherent,generic'
+	@echo '                    FILTER=glob SOURCE=series|base'
 	@echo 'make compare        unpatched and patched kernel, one table'
 	@echo 'make vm             CMD="command", or a shell'
 	@echo 'make check          patches apply, equal the tree, pass checkpatch; BISECT=1 builds each'
+	@echo 'make clippy         lints of the Rust code; make rustdoc: its documentation'
 	@echo 'make export         write branch series of build/linux to patches/'
 
 .PHONY: deps tree kernel kernel-base debug-kernel
@@ -56,23 +55,28 @@ debug-kernel: tree
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
-hmm-tests: $(kernel-target)
-	@scripts/hmm_tests.py --kernel $(kernel-name) --driver '$(DRIVER)' \
-		--types '$(TYPES)' --filter '$(FILTER)'
+# base's tests are compiled with base's headers.
+hmm-tests: $(kernel-target) $(if $(filter base,$(SOURCE)),kernel-base)
+	@scripts/hmm_tests.py --kernel $(kernel-name) \
+		$(if $(DRIVER),--driver '$(DRIVER)') $(if $(SOURCE),--source '$(SOURCE)') \
+		$(if $(TYPES),--types '$(TYPES)') $(if $(FILTER),--filter '$(FILTER)')
 
 compare: kernel kernel-base
 	@scripts/compare.py
 
-.PHONY: check export
+.PHONY: check clippy rustdoc export
 check: tree
 	@scripts/check
+
+clippy rustdoc: kernel
+	@scripts/check $@
 
 export:
 	@scripts/export
 
 .PHONY: run test
 run: kernel
-	@scripts/hmm_tests.py --driver '$(DRIVER)' --types generic \
+	@scripts/hmm_tests.py $(if $(DRIVER),--driver '$(DRIVER)') --types generic \
 		--results build/results/run
 
 test:

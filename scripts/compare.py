@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Compares kernels by hmm-tests: one table of test by (kernel, tests, type).
+"""Compares kernels and drivers by hmm-tests, in one table.
 
 Runs base's unmodified hmm-tests on the unpatched and on the patched kernel, and
-the series' on the patched one. Fails when a test that passes on the unpatched
-kernel does not on the patched one, when one of the series' own tests fails, or
-when the patched kernel complains. What fails on the unpatched kernel is listed.
+the series' on the patched one; on the patched kernel, with the driver in C and
+with the one in Rust. Fails when a test that passes on the unpatched kernel does
+not on the patched one, when one of the series' own tests fails, or when the
+patched kernel complains. What fails on the unpatched kernel is listed.
 """
 
 import contextlib
@@ -16,13 +17,7 @@ from hmm_tests import Run
 
 RESULTS = vm.BUILD / "results/compare"
 
-# Of the unpatched driver: it has these two types, by one way of loading.
-BASE_TYPES = ("private", "coherent")
 BASE_BOOTS = 4
-
-
-def headings(runs):
-    return [f"{run.kernel} kernel\n{run.source}'s tests\n{run.type}" for run in runs]
 
 
 def results(run):
@@ -31,55 +26,63 @@ def results(run):
 
 def run_base(run):
     """On the unpatched kernel, of which a test may leave nothing: boots it again."""
-    hmm_tests.run_tests(run, RESULTS, all_types=True)
+    hmm_tests.run_tests(run, RESULTS)
     for _ in range(BASE_BOOTS - 1):
         missing = [test["name"] for test in run.tests if test["result"] == "not run"]
         if not missing:
             break
         again = Run(run.kernel, run.source, run.driver, run.type)
-        hmm_tests.run_tests(again, RESULTS, all_types=True, only=missing)
+        hmm_tests.run_tests(again, RESULTS, only=missing)
         run.tests = [test for test in run.tests if test["result"] != "not run"] + again.tests
         run.splats += again.splats
         run.seconds += again.seconds
 
 
-def main():
-    before = [Run("base", "base", "test_hmm", t) for t in BASE_TYPES]
-    after = [Run("series", "base", "test_hmm", t) for t in BASE_TYPES]
-    new = [Run("series", "series", "test_hmm", t) for t in hmm_tests.TYPES]
+def plan(kernel, source, driver):
+    return [Run(kernel, source, driver, t) for t in hmm_tests.TYPES[source]]
 
+
+def main():
+    before = plan("base", "base", "test_hmm")
+    patched = [
+        run
+        for driver in hmm_tests.DRIVERS
+        for source in ("base", "series")
+        for run in plan("series", source, driver)
+    ]
     hmm_tests.write_summary(RESULTS, [], False)
     for run in before:
         run_base(run)
-    for run in after:
-        hmm_tests.run_tests(run, RESULTS, all_types=True)
-    for run in new:
+    for run in patched:
         hmm_tests.run_tests(run, RESULTS)
 
-    runs = before + after + new
+    runs = before + patched
     with open(RESULTS / "table", "w", encoding="utf-8") as table:
         with contextlib.redirect_stdout(table):
-            hmm_tests.print_table(runs, headings(runs))
+            hmm_tests.print_table(runs, ("kernel", "source", "driver", "type"))
     print((RESULTS / "table").read_text(), end="")
 
     ok = True
-    for old, patched in zip(before, after):
-        was, now = results(old), results(patched)
-        for name, result in was.items():
+    for old in before:
+        after = [run for run in patched if (run.source, run.type) == ("base", old.type)]
+        for name, result in results(old).items():
+            now = {run.driver: results(run).get(name) for run in after}
+            patched_results = ", ".join(f"{driver}: {r}" for driver, r in now.items())
             if result == "not run":
                 print(f"error: {name}: base did not get to it, so there is nothing to compare")
                 ok = False
             elif result != "pass":
-                print(f"fails on base: {name}: {result}, patched: {now.get(name)}")
-            elif now.get(name) != "pass":
-                print(f"WORSE: {name}: {result} on base, patched: {now.get(name)}")
+                print(f"fails on base: {name}: {result}, patched: {patched_results}")
+            elif set(now.values()) != {"pass"}:
+                print(f"WORSE: {name}: {result} on base, patched: {patched_results}")
                 ok = False
         if old.problem:
             print(f"base: {old.name}: {old.problem}")
-    for run in after:
-        if run.problem:
-            print(f"error: {run.name}: {run.problem}")
-            ok = False
+        for run in after:
+            if run.problem:
+                print(f"error: {run.name}: {run.problem}")
+                ok = False
+    new = [run for run in patched if run.source == "series"]
     hmm_tests.print_failures(new)
     ok = ok and all(run.ok() for run in new)
     hmm_tests.write_summary(RESULTS, runs, ok)

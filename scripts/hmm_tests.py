@@ -18,8 +18,9 @@ from pathlib import Path
 
 import vm
 
-DRIVERS = ("test_hmm", "test_hmm_rs")
-TYPES = ("private", "coherent", "generic")
+DRIVERS = ("test_hmm", "test_hmm_rs")  # in C and in Rust
+# By the source of the tests: base's know no other types.
+TYPES = {"series": ("private", "coherent", "generic"), "base": ("private", "coherent")}
 TIMEOUT = 900  # seconds for all tests of a type, most of which need less than 60
 # Too slow for a debug kernel: it has a time limit of its own.
 LEFT_OUT_ON_DEBUG = "benchmark_*"
@@ -112,15 +113,14 @@ def select_tests(program, memory_type, pattern):
     ]
 
 
-def module_parameters(run, all_types):
-    """What the driver is loaded with."""
+def module_parameters(run):
+    """What the driver is loaded with: base's way, which is all types, or one type."""
     parameters = []
-    if run.type != "private" or all_types:
-        parameters = ["spm_addr_dev0=$SPM_ADDR_DEV0", "spm_addr_dev1=$SPM_ADDR_DEV1"]
-    if run.driver == "test_hmm_rs":
-        parameters = []  # finds the memory by itself
-    if not all_types:
-        parameters.insert(0, f"device_type={run.type}")
+    if run.source == "series":
+        parameters.append(f"device_type={run.type}")
+    # test_hmm_rs finds the memory by itself.
+    if run.driver == "test_hmm" and (run.source == "base" or run.type != "private"):
+        parameters += ["spm_addr_dev0=$SPM_ADDR_DEV0", "spm_addr_dev1=$SPM_ADDR_DEV1"]
     return parameters
 
 
@@ -171,7 +171,7 @@ def check_ktap(lines, tree):
     return f"the output is no complete KTAP: {test.status.name}"
 
 
-def run_tests(run, results, pattern="*", all_types=False, timeout=TIMEOUT, only=None):
+def run_tests(run, results, pattern="*", timeout=TIMEOUT, only=None):
     """Boots a VM and fills in run, with the tests that match or with those in only."""
     program = build_tests(run.source)
     selected = only or select_tests(program, run.type, pattern)
@@ -183,7 +183,7 @@ def run_tests(run, results, pattern="*", all_types=False, timeout=TIMEOUT, only=
         raise vm.VmError(f"no hmm-tests of type {run.type} match FILTER={pattern}")
     folder = results / (f"{run.name}-again" if only else run.name)
     console = folder / "console.log"
-    parameters = " ".join(module_parameters(run, all_types))
+    parameters = " ".join(module_parameters(run))
     tests = " ".join(f"-r {name}" for name in selected)
     load = f"{shlex.quote(str(vm.TOP / 'scripts/guest/load-driver'))} {run.driver} {parameters}"
     unload = f"{shlex.quote(str(vm.TOP / 'scripts/guest/unload-driver'))} {run.driver}"
@@ -233,36 +233,31 @@ def test_name(name):
 
 
 def print_table(runs, headings):
-    """One line a test, one column a run."""
+    """One line a test, one column a run, which is named by those of its fields."""
     rows = {}
     for number, run in enumerate(runs):
         for test in run.tests:
             rows.setdefault(test_name(test["name"]), {})[number] = test
     width = max(map(len, rows), default=4)
-    columns = [max(11, *(len(part) for part in h.split("\n"))) for h in headings]
-    for part in zip(*(h.split("\n") for h in headings)):
-        print(" " * width, *(p.rjust(c) for p, c in zip(part, columns)), sep="  ")
+
+    def line(name, texts):
+        print(name.ljust(width), *(text.rjust(11) for text in texts), sep="  ")
+
+    for heading in headings:
+        line(heading, [getattr(run, heading) for run in runs])
     for name, cells in rows.items():
-        texts = []
-        for number, column in enumerate(columns):
-            test = cells.get(number)
-            text = f"{test['result']} {test['seconds']:5.1f}" if test else "-"
-            texts.append(text.rjust(column))
-        print(name.ljust(width), *texts, sep="  ")
-    totals = []
-    for run, column in zip(runs, columns):
-        passed = sum(t["result"] == "pass" for t in run.tests)
-        totals.append(f"{passed}/{len(run.tests)}".rjust(column))
-    print("passed".ljust(width), *totals, sep="  ")
-    splats = [str(len(r.splats)).rjust(c) for r, c in zip(runs, columns)]
-    print("kernel splats".ljust(width), *splats, sep="  ")
+        tests = [cells.get(number) for number in range(len(runs))]
+        line(name, [f"{t['result']} {t['seconds']:5.1f}" if t else "-" for t in tests])
+    passed = [sum(t["result"] == "pass" for t in run.tests) for run in runs]
+    line("passed", [f"{count}/{len(run.tests)}" for count, run in zip(passed, runs)])
+    line("kernel splats", [str(len(run.splats)) for run in runs])
 
 
 def print_failures(runs):
     for run in runs:
         for test in run.tests:
             if test["result"] == "skip":
-                print(f"skip: {test['name']}: {' '.join(test['detail'])}")
+                print(f"skip: {test['name']} on {run.driver}: {' '.join(test['detail'])}")
         not_run = sum(test["result"] == "not run" for test in run.tests)
         if not_run:
             print(f"not run: {not_run} tests of type {run.type}")
@@ -276,36 +271,31 @@ def print_failures(runs):
             print(f"error: {run.name}: {run.problem}")
 
 
-def comma_list(known):
-    def parse(text):
-        values = text.split(",")
-        for value in values:
-            if value not in known:
-                raise argparse.ArgumentTypeError(f"unknown '{value}', use {','.join(known)}")
-        return values
-
-    return parse
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kernel", default="series", choices=("series", "debug"))
-    parser.add_argument("--driver", default="test_hmm", choices=DRIVERS)
-    parser.add_argument("--types", default=list(TYPES), type=comma_list(TYPES))
+    parser.add_argument("--driver", default="test_hmm_rs", choices=DRIVERS)
+    parser.add_argument("--source", default="series", choices=TYPES, help="whose hmm-tests")
+    parser.add_argument("--types", help="comma-separated, all without")
     parser.add_argument("--filter", default="*", help="glob over test names")
     parser.add_argument("--timeout", default=TIMEOUT, type=float, help="seconds for each type")
     parser.add_argument("--results", default=vm.BUILD / "results/hmm-tests", type=Path)
     args = parser.parse_args()
+    known = TYPES[args.source]
+    types = args.types.split(",") if args.types else known
+    for memory_type in types:
+        if memory_type not in known:
+            parser.error(f"no '{memory_type}' in tests of {args.source}, use {','.join(known)}")
 
     runs = []
     write_summary(args.results, runs, False)
-    for memory_type in args.types:
-        run = Run(args.kernel, "series", args.driver, memory_type)
+    for memory_type in types:
+        run = Run(args.kernel, args.source, args.driver, memory_type)
         run_tests(run, args.results, args.filter, timeout=args.timeout)
         runs.append(run)
     ok = all(run.ok() for run in runs)
     write_summary(args.results, runs, ok)
-    print_table(runs, [f"{args.driver}\n{run.type}" for run in runs])
+    print_table(runs, ("driver", "type"))
     print_failures(runs)
     passed = sum(t["result"] == "pass" for r in runs for t in r.tests)
     skipped = sum(t["result"] == "skip" for r in runs for t in r.tests)

@@ -118,7 +118,7 @@ kernel_make() {
 kernel_dir() {
 	case $1 in
 	series)	echo "$build/kernel" ;;
-	base|debug|bisect) echo "$build/$1" ;;
+	base|debug|bisect|clippy) echo "$build/$1" ;;
 	*)	die "unknown kernel '$1', use series, base or debug" ;;
 	esac
 }
