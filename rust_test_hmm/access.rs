@@ -3,8 +3,8 @@
 //! What a device does with the memory of a process.
 //!
 //! Data goes through a buffer of a fixed size. It is copied from and to the pages with the mirror
-//! locked, when none of them can be invalidated, and from and to user space without the lock, as that
-//! may fault.
+//! locked, when none of them can be invalidated, and from and to user space without the lock, as
+//! that may fault.
 
 use crate::{
     file::{
@@ -112,8 +112,8 @@ pub(crate) fn read_back(
     Ok(())
 }
 
-/// Copies from pages to `buffer`, as long as it has room and they are mapped. Returns the number of
-/// bytes.
+/// Copies from pages to `buffer`, as long as it has room and they are mapped. Returns the number
+/// of bytes.
 fn copy_from_pages(
     file: &File,
     range: Range<usize>,
@@ -168,7 +168,8 @@ pub(crate) fn write(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
     Ok(())
 }
 
-/// Copies from `buffer` to pages, as long as they are mapped writable. Returns the number of bytes.
+/// Copies from `buffer` to pages, as long as they are mapped writable. Returns the number of
+/// bytes.
 fn copy_to_pages(file: &File, range: Range<usize>, buffer: &[u8]) -> Result<usize> {
     let guard = file.mirror().lock();
     let memory = file.device().memory();
@@ -194,8 +195,7 @@ fn copy_to_pages(file: &File, range: Range<usize>, buffer: &[u8]) -> Result<usiz
 /// Returns [`ENOENT`] if the CPU has taken one back meanwhile.
 pub(crate) fn exclusive(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
     for addr in range.clone().step_by(PAGE_SIZE) {
-        file.mirror()
-            .make_exclusive(addr, file.device().memory())?;
+        file.mirror().make_exclusive(addr, file.device().memory())?;
     }
     read_back(file, cmd, range, OnDevice::Any)
 }

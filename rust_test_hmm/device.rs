@@ -96,7 +96,8 @@ impl Device {
 
     /// Claims special-purpose memory for the device.
     ///
-    /// Returns [`EBUSY`] if it is somebody else's; [`EINVAL`] if the start, in bytes, is not aligned.
+    /// Returns [`EBUSY`] if it is somebody else's; [`EINVAL`] if the start, in bytes, is not
+    /// aligned.
     pub(crate) fn add_spm(&self, range: Range<PhysAddr>) -> Result {
         let size = range.end - range.start;
         let claim_and_add = || {
@@ -115,7 +116,9 @@ impl Device {
         claim_and_add()
             .inspect(|_| {
                 let device_type = self.device_type.name();
-                pr_info!("{name}: {mb} MB of special-purpose memory at {start:#x}, {device_type}\n");
+                pr_info!(
+                    "{name}: {mb} MB of special-purpose memory at {start:#x}, {device_type}\n"
+                );
             })
             .inspect_err(|error| {
                 pr_err!("{name}: cannot take {mb} MB of memory at {start:#x}: {error:?}\n");
@@ -130,10 +133,7 @@ impl Device {
     fn add_chunk(&self, region: Region) -> Result {
         let number = self.pool.unused_chunk().ok_or(ENOMEM)?;
         let chunk = Chunk::new(self.memory.clone(), self.pool.clone(), number);
-        let map = Arc::pin_init(
-            PageMap::new(self.memory.clone(), region, chunk),
-            GFP_KERNEL,
-        )?;
+        let map = Arc::pin_init(PageMap::new(self.memory.clone(), region, chunk), GFP_KERNEL)?;
         self.pool.add(map)
     }
 

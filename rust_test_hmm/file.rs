@@ -91,11 +91,9 @@ impl File {
             uapi::READ => access::read(self, cmd, range).map_err(no_memory),
             uapi::READ_UNLOCKED => access::read_unlocked(self, cmd, range).map_err(no_memory),
             uapi::WRITE => access::write(self, cmd, range).map_err(no_memory),
-            uapi::MIGRATE_TO_DEV => {
-                migrate::to_device(self, range.clone())
-                    .and_then(|()| access::read_back(self, cmd, range, access::OnDevice::Required))
-                    .map_err(no_process)
-            }
+            uapi::MIGRATE_TO_DEV => migrate::to_device(self, range.clone())
+                .and_then(|()| access::read_back(self, cmd, range, access::OnDevice::Required))
+                .map_err(no_process),
             uapi::MIGRATE_TO_SYS => {
                 cmd.cpages = migrate::to_system(self, range).map_err(no_process)? as u64;
                 Ok(())

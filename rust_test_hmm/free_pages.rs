@@ -14,8 +14,8 @@ pub(crate) const BLOCK_PAGES: usize = 1 << PMD_ORDER;
 
 /// Free pages, from which single pages and whole blocks can be taken.
 ///
-/// Single pages are taken from blocks that are in use already where possible, so that whole ones stay
-/// free. What is put back makes a block whole again by itself.
+/// Single pages are taken from blocks that are in use already where possible, so that whole ones
+/// stay free. What is put back makes a block whole again by itself.
 pub(crate) struct FreePages {
     free: BitmapVec,
     /// Number of free pages by block.
@@ -48,7 +48,8 @@ impl FreePages {
         self.free.len() - self.nr_free
     }
 
-    /// Takes a page, or a block if `order` is [`PMD_ORDER`], and returns the index of its first page.
+    /// Takes a page, or a block if `order` is [`PMD_ORDER`], and returns the index of its first
+    /// page.
     pub(crate) fn take(&mut self, order: u32) -> Option<usize> {
         let page = match order {
             0 => {

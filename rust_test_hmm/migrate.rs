@@ -53,8 +53,8 @@ const TRIES: usize = 3;
 
 /// Migrates a range of addresses, in bytes, to the file's device.
 ///
-/// Where that is not possible, memory stays where it is. Returns [`EINVAL`] if there is no memory that
-/// could be migrated; [`ENOMEM`].
+/// Where that is not possible, memory stays where it is. Returns [`EINVAL`] if there is no memory
+/// that could be migrated; [`ENOMEM`].
 pub(crate) fn to_device(file: &File, range: Range<usize>) -> Result {
     let mut buffer = MigrateBuffer::new(WINDOW_PAGES, GFP_KERNEL)?;
     for_each_window(file, range, |window| {
@@ -76,11 +76,7 @@ pub(crate) fn to_device(file: &File, range: Range<usize>) -> Result {
 }
 
 /// Migrates a window once. Returns whether memory could be allocated for all there was to migrate.
-fn to_device_once(
-    file: &File,
-    window: Range<usize>,
-    buffer: &mut MigrateBuffer,
-) -> Result<bool> {
+fn to_device_once(file: &File, window: Range<usize>, buffer: &mut MigrateBuffer) -> Result<bool> {
     let mm = file.mirror().mm().mmget_not_zero().ok_or(ESRCH)?;
     let mmap = mm.mmap_read_lock();
     let mut pages = Collected::from_range(&mmap, window, Select::system().compound(), buffer)?;
@@ -91,7 +87,11 @@ fn to_device_once(
         if !source.is_migrating() {
             continue;
         }
-        let nr_pages = if source.is_compound() { WINDOW_PAGES } else { 1 };
+        let nr_pages = if source.is_compound() {
+            WINDOW_PAGES
+        } else {
+            1
+        };
         let fail = file.owner().take_fail_alloc();
         if source.is_compound() {
             if !fail && set_dst_on_device(file, &mut pages, index, index, PMD_ORDER)? {
@@ -109,8 +109,8 @@ fn to_device_once(
     Ok(allocated)
 }
 
-/// Has pages, of the source at index `head`, migrated to the device: that at `index`, or, if `order` is
-/// [`PMD_ORDER`], all.
+/// Has pages, of the source at index `head`, migrated to the device: that at `index`, or, if
+/// `order` is [`PMD_ORDER`], all.
 ///
 /// Returns whether there is memory for them.
 fn set_dst_on_device(
@@ -138,8 +138,8 @@ fn set_dst_on_device(
     Ok(true)
 }
 
-/// Allocates a folio of device memory and copies what `from` returns for each of its pages to it, or
-/// zeroes if it returns `None`.
+/// Allocates a folio of device memory and copies what `from` returns for each of its pages to it,
+/// or zeroes if it returns `None`.
 fn new_folio_on_device<'a>(
     device: &Device,
     owner: &Arc<Owner>,
@@ -170,8 +170,8 @@ fn new_folio_on_device<'a>(
 
 /// Migrates a range of addresses, in bytes, to system memory.
 ///
-/// Returns the number of pages that were migrated, [`EINVAL`] if there is no memory that could be, or
-/// [`ENOMEM`]. What was migrated before stays so.
+/// Returns the number of pages that were migrated, [`EINVAL`] if there is no memory that could be,
+/// or [`ENOMEM`]. What was migrated before stays so.
 pub(crate) fn to_system(file: &File, range: Range<usize>) -> Result<usize> {
     let mut buffer = MigrateBuffer::new(WINDOW_PAGES, GFP_KERNEL)?;
     let mut nr_migrated = 0;
@@ -251,8 +251,8 @@ fn set_dsts_in_system(
     Ok(allocated)
 }
 
-/// Has pages, of the source at index `head`, migrated to system memory: that at `index`, or, if `order`
-/// is [`PMD_ORDER`], all.
+/// Has pages, of the source at index `head`, migrated to system memory: that at `index`, or, if
+/// `order` is [`PMD_ORDER`], all.
 ///
 /// Returns whether there is memory for them.
 fn set_dst_in_system(

@@ -2,10 +2,10 @@
 
 //! The memory of a device: which of it is in use, and by which file.
 //!
-//! A device has chunks of memory, each of them a [`PageMap`]. A page that was handed out is known by
-//! its [`PageIndex`]. Pages are listed by the file that they were allocated for, so that closing it
-//! costs no more than it has pages. A page that cannot be evicted then stays behind: it keeps its
-//! [`Owner`], but not the file.
+//! A device has chunks of memory, each of them a [`PageMap`]. A page that was handed out is known
+//! by its [`PageIndex`]. Pages are listed by the file that they were allocated for, so that
+//! closing it costs no more than it has pages. A page that cannot be evicted then stays behind: it
+//! keeps its [`Owner`], but not the file.
 
 use crate::{
     free_pages::{
@@ -107,9 +107,7 @@ impl Owner {
 
     /// Returns whether an allocation shall fail, which is so just once.
     pub(crate) fn take_fail_alloc(&self) -> bool {
-        self.flags
-            .cmpxchg(uapi::FLAG_FAIL_ALLOC, 0, Full)
-            .is_ok()
+        self.flags.cmpxchg(uapi::FLAG_FAIL_ALLOC, 0, Full).is_ok()
     }
 }
 
@@ -185,8 +183,8 @@ impl State {
 
 /// The memory of a device.
 ///
-/// The lock is taken by whoever drops the last reference on a page, maybe in an interrupt. It is the
-/// innermost one.
+/// The lock is taken by whoever drops the last reference on a page, maybe in an interrupt. It is
+/// the innermost one.
 #[pin_data]
 pub(crate) struct Pool {
     #[pin]
@@ -237,7 +235,8 @@ impl Pool {
         Ok(())
     }
 
-    /// Takes a chunk of which no page is in use out of the pool. It is up to the caller to drop it.
+    /// Takes a chunk of which no page is in use out of the pool. It is up to the caller to drop
+    /// it.
     pub(crate) fn remove_unused(&self) -> Option<impl Sized> {
         let mut state = self.state.lock();
         state
@@ -322,8 +321,9 @@ impl Pool {
 
     /// Lists pages of up to `max` folios of an owner, no more than a block, all of one chunk.
     ///
-    /// Appends their indices in the chunk to `pages`, which has the capacity of a block. The folios
-    /// go to the end of the owner's list. Returns the chunk and the number of folios, if there are any.
+    /// Appends their indices in the chunk to `pages`, which has the capacity of a block. The
+    /// folios go to the end of the owner's list. Returns the chunk and the number of folios, if
+    /// there are any.
     pub(crate) fn list_owned(
         &self,
         owner: &Arc<Owner>,
@@ -356,8 +356,8 @@ impl Pool {
     /// Lists pages that are in use, no more than a block, all of one chunk, from chunk and page
     /// `from` on.
     ///
-    /// Appends their indices in the chunk to `pages`, which has the capacity of a block. Returns the
-    /// chunk, and where to go on, if there are any.
+    /// Appends their indices in the chunk to `pages`, which has the capacity of a block. Returns
+    /// the chunk, and where to go on, if there are any.
     pub(crate) fn list_in_use(
         &self,
         from: (usize, usize),

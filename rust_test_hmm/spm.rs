@@ -35,8 +35,8 @@ pub(crate) fn at(addrs: [u64; 2]) -> Result<KVec<Range<PhysAddr>>> {
     Ok(regions)
 }
 
-/// Shares the special-purpose memory that firmware has listed out: `count` regions of the same size,
-/// in bytes.
+/// Shares the special-purpose memory that firmware has listed out: `count` regions of the same
+/// size, in bytes.
 ///
 /// Returns [`ENODEV`] if there is not enough.
 pub(crate) fn find(count: usize) -> Result<KVec<Range<PhysAddr>>> {
@@ -45,8 +45,8 @@ pub(crate) fn find(count: usize) -> Result<KVec<Range<PhysAddr>>> {
     share_out(&ranges, count, pgmap::alignment() as u64)
 }
 
-/// Returns `count` regions of the same size, as large as possible, within `ranges`. `align` is a power of
-/// two.
+/// Returns `count` regions of the same size, as large as possible, within `ranges`. `align` is a
+/// power of two.
 fn share_out(
     ranges: &[Range<PhysAddr>],
     count: usize,

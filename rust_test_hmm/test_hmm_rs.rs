@@ -2,9 +2,9 @@
 
 //! Module to test HMM (Heterogeneous Memory Management) and migration to and from device memory.
 //!
-//! Simulates devices with memory of their own, private to them, coherent, or generic, which work on the
-//! memory of the processes that open them. It makes the same device nodes as `test_hmm`, and has
-//! the same interface, see `lib/test_hmm_uapi.h`.
+//! Simulates devices with memory of their own, private to them, coherent, or generic, which work
+//! on the memory of the processes that open them. It makes the same device nodes as `test_hmm`,
+//! and has the same interface, see `lib/test_hmm_uapi.h`.
 
 use crate::{
     device::Device,
@@ -44,11 +44,13 @@ module! {
     params: {
         device_type: string {
             default: "",
-            description: "Memory type of the devices: private, coherent or generic. Only the two devices of that type are made. If unset, all for which there is memory.",
+            description: "Memory type of the devices: private, coherent or generic. Only \
+                the two devices of that type are made. If unset, all for which there is memory.",
         },
         spm_addr_dev0: u64 {
             default: 0,
-            description: "Start of 256 MB of special-purpose memory for the first coherent or, with device_type=generic, generic device. If unset, it is looked for.",
+            description: "Start of 256 MB of special-purpose memory for the first coherent \
+                or, with device_type=generic, generic device. If unset, it is looked for.",
         },
         spm_addr_dev1: u64 {
             default: 0,
@@ -83,7 +85,10 @@ impl Plan {
             (None, Some(_)) => &[DeviceType::Private, DeviceType::Coherent],
             (None, None) => &DeviceType::ALL,
         };
-        let nr_spm = 2 * types.iter().filter(|device_type| device_type.is_spm()).count();
+        let nr_spm = 2 * types
+            .iter()
+            .filter(|device_type| device_type.is_spm())
+            .count();
         let found = match addrs {
             _ if nr_spm == 0 => Ok(KVec::new()),
             Some(addrs) => spm::at(addrs),
@@ -117,7 +122,8 @@ impl Plan {
     }
 }
 
-/// Devices whose memory is evicted and removed when this is dropped. Their nodes must be gone then.
+/// Devices whose memory is evicted and removed when this is dropped. Their nodes must be gone
+/// then.
 struct Devices(KVec<Arc<Device>>);
 
 impl Devices {
@@ -159,8 +165,8 @@ fn register(device: &Arc<Device>) -> Result<Node> {
     )
 }
 
-/// A platform driver without devices. It has the same name as one of `test_hmm`, so that only one of
-/// the modules, which make the same nodes, can be loaded.
+/// A platform driver without devices. It has the same name as one of `test_hmm`, so that only one
+/// of the modules, which make the same nodes, can be loaded.
 struct Exclusion;
 
 impl platform::Driver for Exclusion {

@@ -34,7 +34,6 @@ CMDLINE = [
     "nokaslr",  # its parser of memmap= does not know '%'
     f"memmap={SPM_DEVICES * SPM_DEVICE_SIZE >> 20}M%{SPM_START:#x}-1+0xefffffff",
     "ignore_loglevel",
-    "kunit.enable=1",
 ]
 # Emulated string instructions are slower than the kernel's unrolled loops.
 CMDLINE_WITHOUT_KVM = ["clearcpuid=rep_good,erms,fsrm,fsrs"]
