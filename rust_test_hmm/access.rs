@@ -38,6 +38,10 @@ use kernel::{
 /// Pages of the buffer between the process's pages and the caller's memory.
 const BUFFER_PAGES: usize = 16;
 
+/// The most to fault in before it is used, in bytes: in reclaim, pages may be gone again before
+/// the last of many is there.
+const MAX_FAULT: usize = 256 << 20;
+
 /// PUD entries map as many PMDs as those map pages.
 const PUD_ORDER: u32 = 2 * kernel::mm::PMD_ORDER;
 
@@ -75,9 +79,7 @@ fn read_with(file: &File, cmd: &mut Cmd, range: Range<usize>, mode: FaultMode) -
     while !rest.is_empty() {
         let len = copy_from_pages(file, rest.clone(), &mut buffer, OnDevice::Any)?;
         if len == 0 {
-            let memory = file.device().memory();
-            file.mirror()
-                .fault(rest.clone(), Access::Read, mode, memory)?;
+            fault(file, rest.clone(), Access::Read, mode)?;
             cmd.faults += 1;
             continue;
         }
@@ -86,6 +88,14 @@ fn read_with(file: &File, cmd: &mut Cmd, range: Range<usize>, mode: FaultMode) -
         rest.start += len;
     }
     Ok(())
+}
+
+/// Maps the beginning of a range.
+fn fault(file: &File, range: Range<usize>, access: Access, mode: FaultMode) -> Result {
+    let len = range.len().min(MAX_FAULT);
+    let range = range.start..range.start + len;
+    file.mirror()
+        .fault(range, access, mode, file.device().memory())
 }
 
 /// Reads memory that is mapped already, as a check of what the device can access.
@@ -155,9 +165,7 @@ pub(crate) fn write(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
         while done < len {
             let copied = copy_to_pages(file, rest.clone(), &buffer[done..len])?;
             if copied == 0 {
-                let memory = file.device().memory();
-                file.mirror()
-                    .fault(rest.clone(), Access::Write, FaultMode::Locked, memory)?;
+                fault(file, rest.clone(), Access::Write, FaultMode::Locked)?;
                 cmd.faults += 1;
             }
             cmd.cpages += (copied / PAGE_SIZE) as u64;

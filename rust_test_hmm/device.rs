@@ -3,6 +3,7 @@
 //! A device: a type of memory, and as much of it as there is.
 
 use crate::{
+    file::WINDOW_PAGES,
     memory_types::DeviceType,
     migrate,
     pool::{
@@ -49,6 +50,9 @@ use kernel::{
 /// or referenced for a moment only.
 const EVICT_TRIES: usize = 10;
 const EVICT_INTERVAL_MS: i64 = 20;
+
+/// The longest interval at which to try, and to say so, when the module is unloaded.
+const MAX_SHUT_DOWN_INTERVAL_SECS: i64 = 32;
 
 /// A test device.
 #[pin_data]
@@ -137,6 +141,27 @@ impl Device {
         self.pool.add(map)
     }
 
+    /// Adds memory, if possible and necessary, for all pages of a window, huge or not.
+    ///
+    /// Returns [`ENOMEM`] if there is none. Somebody else may be faster to take it.
+    pub(crate) fn reserve(&self) -> Result {
+        let large = self.memory.memory_type().max_order() > 0;
+        if self.pool.has_room(WINDOW_PAGES, large) {
+            return Ok(());
+        }
+        // There is only so much special-purpose memory.
+        if self.device_type.is_spm() {
+            return Err(ENOMEM);
+        }
+        let _resize = self.resize.lock();
+        // Another thread may have been first to add a chunk.
+        if self.pool.has_room(WINDOW_PAGES, large) {
+            return Ok(());
+        }
+        let size = (MAX_CHUNK_PAGES * PAGE_SIZE) as u64;
+        self.add_chunk(Region::request_free_mem(size, self.region_name()?)?)
+    }
+
     /// Allocates a folio of device memory, without contents.
     pub(crate) fn alloc(
         &self,
@@ -144,34 +169,11 @@ impl Device {
         owner: &Arc<Owner>,
         backing: &mut KVec<OwnedFolio>,
     ) -> Result<LockedFolio> {
-        let (map, page) = match self.pool.take(order, owner, backing) {
-            Some(place) => place,
-            None => self.grow_and_take(order, owner, backing)?,
-        };
+        let (map, page) = self.pool.take(order, owner, backing).ok_or(ENOMEM)?;
         map.init_folio(page, order).inspect_err(|_| {
             self.pool
                 .put(map.data().number(), page..page + (1 << order))
         })
-    }
-
-    fn grow_and_take(
-        &self,
-        order: u32,
-        owner: &Arc<Owner>,
-        backing: &mut KVec<OwnedFolio>,
-    ) -> Result<(Arc<PageMap<Chunk>>, usize)> {
-        // There is only so much special-purpose memory.
-        if self.device_type.is_spm() {
-            return Err(ENOMEM);
-        }
-        let _resize = self.resize.lock();
-        // Another thread may have been first to add a chunk.
-        if let Some(place) = self.pool.take(order, owner, backing) {
-            return Ok(place);
-        }
-        let size = (MAX_CHUNK_PAGES * PAGE_SIZE) as u64;
-        self.add_chunk(Region::request_free_mem(size, self.region_name()?)?)?;
-        self.pool.take(order, owner, backing).ok_or(ENOMEM)
     }
 
     /// Allocates the memory of `nr_pages` device-private pages.
@@ -190,14 +192,15 @@ impl Device {
 
     /// Evicts all pages to system memory.
     ///
-    /// Returns [`EBUSY`] if some cannot be: somebody else has a reference on them; [`ENOMEM`].
-    pub(crate) fn evict(&self) -> Result {
+    /// Returns [`EBUSY`] if some cannot be: somebody else has a reference on them, or there is no
+    /// memory for them; [`ENOMEM`]; [`EINTR`] on a fatal signal if `killable`.
+    fn evict(&self, killable: bool) -> Result {
         let mut evictor = migrate::Evictor::new()?;
         for tries in 0..EVICT_TRIES {
             if tries > 0 {
                 fsleep(Delta::from_millis(EVICT_INTERVAL_MS));
             }
-            evictor.evict_all(&self.pool)?;
+            evictor.evict_all(&self.pool, killable)?;
             if self.pool.nr_in_use() == 0 {
                 return Ok(());
             }
@@ -209,7 +212,7 @@ impl Device {
     ///
     /// Returns the errors of [`Device::evict`].
     pub(crate) fn release(&self) -> Result {
-        let result = self.evict();
+        let result = self.evict(true);
         if !self.device_type.is_spm() {
             self.remove_unused_chunks();
         }
@@ -225,7 +228,8 @@ impl Device {
 
     /// Evicts all pages, and removes the memory. Waits for as long as that takes.
     pub(crate) fn shut_down(&self) {
-        while let Err(error) = self.evict() {
+        let mut interval = 1;
+        while let Err(error) = self.evict(false) {
             pr_warn!(
                 "{}: waiting for {} pages that cannot be evicted ({:?}), the first at PFN {:#x}\n",
                 self.name,
@@ -233,7 +237,8 @@ impl Device {
                 error,
                 self.pool.first_in_use().unwrap_or(0),
             );
-            fsleep(Delta::from_millis(1000));
+            fsleep(Delta::from_secs(interval));
+            interval = (2 * interval).min(MAX_SHUT_DOWN_INTERVAL_SECS);
         }
         self.remove_unused_chunks();
     }

@@ -22,7 +22,7 @@ use kernel::{
     mm::{
         hmm::Mirror,
         virt::VmaNew,
-        PMD_ORDER, //
+        PMD_PAGES, //
     },
     page::{
         Page,
@@ -34,7 +34,7 @@ use kernel::{
 };
 
 /// Pages that are worked on at a time.
-pub(crate) const WINDOW_PAGES: usize = 1 << PMD_ORDER;
+pub(crate) const WINDOW_PAGES: usize = PMD_PAGES;
 
 /// The most that can be mapped at a time, in bytes. All of it is allocated at once.
 const MAX_MMAP: usize = 64 << 20;
@@ -128,14 +128,19 @@ impl MiscDevice for File {
     }
 
     fn release(file: Pin<KBox<Self>>, _file: &FsFile) {
-        // What cannot be evicted is the device's to evict later.
-        if let Err(error) = migrate::Evictor::new()
-            .and_then(|mut evictor| evictor.evict_owned(file.device.pool(), &file.owner))
-        {
-            pr_warn!(
-                "{}: cannot evict the pages of a file: {:?}\n",
-                file.device.name(),
-                error
+        let pool = file.device.pool();
+        // Out of memory is a reason to leave pages behind, too. They are the device's to evict
+        // later.
+        let _ = migrate::Evictor::new().and_then(|mut evictor| {
+            // The second time for what was locked or referenced for a moment.
+            evictor.evict_owned(pool, &file.owner)?;
+            evictor.evict_owned(pool, &file.owner)
+        });
+        let nr_folios = pool.nr_folios(&file.owner);
+        if nr_folios > 0 {
+            pr_info!(
+                "{}: {nr_folios} folios of a closed file cannot be evicted now\n",
+                file.device.name()
             );
         }
     }
@@ -151,6 +156,9 @@ impl MiscDevice for File {
             return Ok(0);
         }
 
+        if !uapi::is_known(request) {
+            return Err(ENOTTY);
+        }
         let mut cmd = Cmd::default();
         UserSlice::new(arg, size_of::<Cmd>())
             .reader()

@@ -5,12 +5,15 @@
 use core::ops::Range;
 use kernel::{
     bitmap::BitmapVec,
-    mm::PMD_ORDER,
+    mm::{
+        PMD_ORDER,
+        PMD_PAGES, //
+    },
     prelude::*, //
 };
 
 /// Pages in a block, the unit in which large folios are handed out.
-pub(crate) const BLOCK_PAGES: usize = 1 << PMD_ORDER;
+pub(crate) const BLOCK_PAGES: usize = PMD_PAGES;
 
 /// Free pages, from which single pages and whole blocks can be taken.
 ///
@@ -43,6 +46,16 @@ impl FreePages {
         })
     }
 
+    /// Returns whether there is a whole block.
+    pub(crate) fn has_whole_block(&self) -> bool {
+        self.whole_block().is_some()
+    }
+
+    /// Returns the number of pages that can be taken.
+    pub(crate) fn nr_free(&self) -> usize {
+        self.nr_free
+    }
+
     /// Returns the number of pages that were taken.
     pub(crate) fn nr_in_use(&self) -> usize {
         self.free.len() - self.nr_free
@@ -52,7 +65,7 @@ impl FreePages {
     /// page.
     pub(crate) fn take(&mut self, order: u32) -> Option<usize> {
         let page = match order {
-            0 => {
+            0 if self.nr_free > 0 => {
                 let block = self.partial_block().or_else(|| self.whole_block())?;
                 self.current = block;
                 self.free.next_bit(block * BLOCK_PAGES)?

@@ -45,29 +45,44 @@ use kernel::{
     },
     page::PAGE_SHIFT,
     prelude::*,
-    sync::Arc, //
+    sync::Arc,
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
 };
 
 /// How often to try to migrate pages that are locked or referenced for a moment.
 const TRIES: usize = 3;
+const RETRY_INTERVAL: Delta = Delta::from_millis(1);
 
 /// Migrates a range of addresses, in bytes, to the file's device.
 ///
 /// Where that is not possible, memory stays where it is. Returns [`EINVAL`] if there is no memory
-/// that could be migrated; [`ENOMEM`].
+/// that could be migrated; [`ENOMEM`]; [`ESRCH`] if the process has exited; [`EINTR`] on a fatal
+/// signal.
 pub(crate) fn to_device(file: &File, range: Range<usize>) -> Result {
     let mut buffer = MigrateBuffer::new(WINDOW_PAGES, GFP_KERNEL)?;
     for_each_window(file, range, |window| {
-        for _ in 0..TRIES {
+        for tries in 0..TRIES {
+            if tries > 0 {
+                fsleep(RETRY_INTERVAL);
+            }
+            // Memory must not be added with folios locked: that waits for who removes some, who
+            // may wait for them.
+            let has_room = file.device().reserve().is_ok();
             let allocated = to_device_once(file, window.clone(), &mut buffer)?;
-            file.mirror().fault(
-                window.clone(),
-                Access::Present,
-                FaultMode::Locked,
-                file.device().memory(),
-            )?;
+            let memory = file.device().memory();
+            match file
+                .mirror()
+                .fault(window.clone(), Access::Present, FaultMode::Locked, memory)
+            {
+                // What is not mapped in the end is missed by who reads it.
+                Ok(()) | Err(EBUSY) => {}
+                error => return error,
+            }
             // Who gets no memory is not helped by another attempt.
-            if !allocated || file.is_on_device(window.clone()) {
+            if !has_room || !allocated || file.is_on_device(window.clone()) {
                 break;
             }
         }
@@ -75,7 +90,7 @@ pub(crate) fn to_device(file: &File, range: Range<usize>) -> Result {
     })
 }
 
-/// Migrates a window once. Returns whether memory could be allocated for all there was to migrate.
+/// Migrates a window once. Returns `false` if an allocation was made to fail.
 fn to_device_once(file: &File, window: Range<usize>, buffer: &mut MigrateBuffer) -> Result<bool> {
     let mm = file.mirror().mm().mmget_not_zero().ok_or(ESRCH)?;
     let mmap = mm.mmap_read_lock();
@@ -102,7 +117,7 @@ fn to_device_once(file: &File, window: Range<usize>, buffer: &mut MigrateBuffer)
             continue;
         }
         for page in index..index + nr_pages {
-            allocated &= set_dst_on_device(file, &mut pages, index, page, 0)?;
+            set_dst_on_device(file, &mut pages, index, page, 0)?;
         }
     }
     drop(pages.migrate());
@@ -170,8 +185,8 @@ fn new_folio_on_device<'a>(
 
 /// Migrates a range of addresses, in bytes, to system memory.
 ///
-/// Returns the number of pages that were migrated, [`EINVAL`] if there is no memory that could be,
-/// or [`ENOMEM`]. What was migrated before stays so.
+/// Returns the number of pages that were migrated, or the errors of [`to_device`]. What was
+/// migrated before stays so.
 pub(crate) fn to_system(file: &File, range: Range<usize>) -> Result<usize> {
     let mut buffer = MigrateBuffer::new(WINDOW_PAGES, GFP_KERNEL)?;
     let mut nr_migrated = 0;
@@ -239,7 +254,8 @@ fn set_dsts_in_system(
                 continue;
             }
         }
-        // Only what is migrated by its address can be split.
+        // Core mm splits what is migrated by its address. (In a fault on a huge page it splits
+        // just the mapping, and the pages follow by further faults.)
         if !is_compound || owner.is_none() {
             allocated = false;
             continue;
@@ -310,10 +326,13 @@ impl Evictor {
         })
     }
 
-    /// Evicts all pages of a pool.
-    pub(crate) fn evict_all(&mut self, pool: &Pool) -> Result {
+    /// Evicts all pages of a pool. Returns [`EINTR`] on a fatal signal if `killable`.
+    pub(crate) fn evict_all(&mut self, pool: &Pool, killable: bool) -> Result {
         let mut from = (0, 0);
         loop {
+            if killable && kernel::current!().fatal_signal_pending() {
+                return Err(EINTR);
+            }
             self.pages.clear();
             let Some((map, next)) = pool.list_in_use(from, &mut self.pages) else {
                 return Ok(());

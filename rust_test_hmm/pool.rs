@@ -43,7 +43,7 @@ use kernel::{
     }, //
 };
 
-/// Number of pages of the largest chunk: 256 MB.
+/// Number of pages of the largest chunk, 256 MB with pages of 4 KB.
 pub(crate) const MAX_CHUNK_PAGES: usize = 1 << 16;
 
 /// The most chunks that a device can have.
@@ -183,8 +183,8 @@ impl State {
 
 /// The memory of a device.
 ///
-/// The lock is taken by whoever drops the last reference on a page, maybe in an interrupt. It is
-/// the innermost one.
+/// The lock is taken by whoever drops the last reference on a page, maybe in an interrupt. Nothing
+/// is allocated with it held, and no other lock of this driver taken.
 #[pin_data]
 pub(crate) struct Pool {
     #[pin]
@@ -250,6 +250,14 @@ impl Pool {
         self.state.lock().nr_in_use
     }
 
+    /// Returns whether there are `nr_pages` free pages, and, if `large`, a whole block.
+    pub(crate) fn has_room(&self, nr_pages: usize, large: bool) -> bool {
+        let state = self.state.lock();
+        let chunks = || state.chunks.iter().flatten();
+        chunks().map(|chunk| chunk.free.nr_free()).sum::<usize>() >= nr_pages
+            && (!large || chunks().any(|chunk| chunk.free.has_whole_block()))
+    }
+
     /// Returns the page frame number of a page that is in use, if there is one.
     pub(crate) fn first_in_use(&self) -> Option<usize> {
         let state = self.state.lock();
@@ -260,7 +268,7 @@ impl Pool {
             .find_map(|chunk| Some(chunk.map.start_pfn() + chunk.free.next_in_use(0)?))
     }
 
-    /// Takes pages for a folio of order 0 or [`PMD_ORDER`], and returns where they are.
+    /// Takes pages for a folio of order 0 or `PMD_ORDER`, and returns where they are.
     ///
     /// `backing` is their memory if they are device-private, a page each; it is taken if this
     /// returns `Some`.

@@ -5,31 +5,47 @@
 use core::ops::Range;
 use kernel::{
     io::{
-        resource::soft_reserved,
+        resource::{
+            iomem_resource,
+            soft_reserved,
+            Flags, //
+        },
         PhysAddr, //
     },
     mm::pgmap,
-    prelude::*, //
+    prelude::*,
+    str::CString, //
 };
 
 /// The most that a device gets, in bytes.
-pub(crate) const MAX_SIZE: u64 = 256 << 20;
+const MAX_SIZE: u64 = 256 << 20;
 
 /// The least that a device can do with, in bytes.
 const MIN_SIZE: u64 = 16 << 20;
 
 /// Returns regions at the given addresses, in bytes.
 ///
-/// Returns [`EINVAL`] if one is not aligned, or too high.
+/// Returns [`EINVAL`] if one is not aligned, or not within memory that firmware has listed.
 pub(crate) fn at(addrs: [u64; 2]) -> Result<KVec<Range<PhysAddr>>> {
     let align = pgmap::alignment() as u64;
+    let listed = listed()?;
     let mut regions = KVec::with_capacity(addrs.len(), GFP_KERNEL)?;
     for addr in addrs {
         if addr & (align - 1) != 0 {
             pr_err!("spm_addr_dev0 and spm_addr_dev1 must be multiples of {align:#x}\n");
             return Err(EINVAL);
         }
-        let end = addr.checked_add(MAX_SIZE).ok_or(EINVAL)?;
+        let end = addr.saturating_add(MAX_SIZE);
+        if !listed
+            .iter()
+            .any(|range| range.start <= addr && end <= range.end)
+        {
+            pr_err!(
+                "there are no {} MB of special-purpose memory at {addr:#x}\n",
+                MAX_SIZE >> 20
+            );
+            return Err(EINVAL);
+        }
         regions.push(addr..end, GFP_KERNEL)?;
     }
     Ok(regions)
@@ -38,11 +54,29 @@ pub(crate) fn at(addrs: [u64; 2]) -> Result<KVec<Range<PhysAddr>>> {
 /// Shares the special-purpose memory that firmware has listed out: `count` regions of the same
 /// size, in bytes.
 ///
-/// Returns [`ENODEV`] if there is not enough.
+/// Returns [`ENODEV`] if there is not enough that nobody else has claimed.
 pub(crate) fn find(count: usize) -> Result<KVec<Range<PhysAddr>>> {
+    let mut ranges = listed()?;
+    ranges.retain(|range| is_unclaimed(range));
+    share_out(&ranges, count, pgmap::alignment() as u64)
+}
+
+/// Returns the special-purpose memory that firmware has listed.
+fn listed() -> Result<KVec<Range<PhysAddr>>> {
     let mut ranges = KVec::new();
     soft_reserved::for_each(|range| Ok(ranges.push(range, GFP_KERNEL)?))?;
-    share_out(&ranges, count, pgmap::alignment() as u64)
+    Ok(ranges)
+}
+
+/// Whether all of a range could be claimed just now.
+fn is_unclaimed(range: &Range<PhysAddr>) -> bool {
+    let Ok(name) = CString::try_from(c"test_hmm_rs") else {
+        return false;
+    };
+    let size = range.end - range.start;
+    iomem_resource()
+        .request_region(range.start, size, name, Flags::IORESOURCE_MEM)
+        .is_some()
 }
 
 /// Returns `count` regions of the same size, as large as possible, within `ranges`. `align` is a

@@ -68,56 +68,59 @@ struct Plan {
 
 impl Plan {
     fn from_params() -> Result<Self> {
-        let wanted = module_parameters::device_type.value();
-        let addrs = [
+        let wanted_name = module_parameters::device_type.value();
+        let wanted = params::device_type(wanted_name.as_bytes()).inspect_err(|_| {
+            pr_err!("unknown device_type={wanted_name}, use private, coherent or generic\n");
+        })?;
+        let addrs = params::spm_addrs(
             module_parameters::spm_addr_dev0.value(),
             module_parameters::spm_addr_dev1.value(),
-        ];
-        let wanted = params::device_type(wanted.as_bytes()).inspect_err(|_| {
-            pr_err!("unknown device_type={wanted}, use private, coherent or generic\n");
-        })?;
-        let addrs = params::spm_addrs(addrs[0], addrs[1]).inspect_err(|_| {
+        )
+        .inspect_err(|_| {
             pr_err!("set both spm_addr_dev0 and spm_addr_dev1, or none of them\n");
         })?;
-        let types: &[_] = match (wanted, addrs) {
-            (Some(device_type), _) => &[device_type],
+        let choices: &[&[DeviceType]] = match (wanted, addrs) {
+            (Some(DeviceType::Private), _) => &[&[DeviceType::Private]],
+            (Some(DeviceType::Coherent), _) => &[&[DeviceType::Coherent]],
+            (Some(DeviceType::Generic), _) => &[&[DeviceType::Generic]],
             // As test_hmm: there is memory for two devices.
-            (None, Some(_)) => &[DeviceType::Private, DeviceType::Coherent],
-            (None, None) => &DeviceType::ALL,
+            (None, Some(_)) => &[&[DeviceType::Private, DeviceType::Coherent]],
+            // As many as there is memory for.
+            (None, None) => &[
+                &DeviceType::ALL,
+                &[DeviceType::Private, DeviceType::Coherent],
+                &[DeviceType::Private],
+            ],
         };
-        let nr_spm = 2 * types
-            .iter()
-            .filter(|device_type| device_type.is_spm())
-            .count();
-        let found = match addrs {
-            _ if nr_spm == 0 => Ok(KVec::new()),
-            Some(addrs) => spm::at(addrs),
-            None => spm::find(nr_spm),
-        };
+        for types in choices {
+            let nr_spm = 2 * types
+                .iter()
+                .filter(|device_type| device_type.is_spm())
+                .count();
+            let spm = match addrs {
+                _ if nr_spm == 0 => Ok(KVec::new()),
+                Some(addrs) => spm::at(addrs),
+                None => spm::find(nr_spm),
+            };
+            match spm {
+                Ok(spm) => return Self::new(types, spm),
+                Err(ENODEV) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        pr_err!(
+            "device_type={wanted_name} needs special-purpose memory, of which there is none left \
+             (on x86, memmap=<size>%<start>-1+0xefffffff at boot makes some)\n"
+        );
+        Err(ENODEV)
+    }
 
+    fn new(types: &[DeviceType], spm: KVec<Range<PhysAddr>>) -> Result<Self> {
         let mut plan = Self {
             types: KVec::new(),
-            spm: KVec::new(),
+            spm,
         };
-        match found {
-            Ok(spm) => {
-                plan.types.extend_from_slice(types, GFP_KERNEL)?;
-                plan.spm = spm;
-            }
-            Err(ENODEV) if wanted.is_none() => {
-                pr_info!("no special-purpose memory, so no coherent or generic devices\n");
-                plan.types.push(DeviceType::Private, GFP_KERNEL)?;
-            }
-            Err(ENODEV) => {
-                pr_err!(
-                    "device_type={} needs special-purpose memory, of which there is none (on x86, \
-                     memmap=<size>%<start>-1+0xefffffff at boot makes some)\n",
-                    types[0].name()
-                );
-                return Err(ENODEV);
-            }
-            Err(error) => return Err(error),
-        }
+        plan.types.extend_from_slice(types, GFP_KERNEL)?;
         Ok(plan)
     }
 }
@@ -196,9 +199,13 @@ impl kernel::Module for TestHmm {
             ExclusionRegistration::new(c"hmm_dmirror", module),
             GFP_KERNEL,
         )
-        .inspect_err(|_| pr_err!("test_hmm is loaded, and has the device nodes\n"))?;
+        .inspect_err(|&error| {
+            if error == EBUSY {
+                pr_err!("test_hmm is loaded, and has the device nodes\n");
+            }
+        })?;
         let devices = Devices::new(Plan::from_params()?)?;
-        let mut nodes = KVec::new();
+        let mut nodes = KVec::with_capacity(devices.0.len(), GFP_KERNEL)?;
         for device in &devices.0 {
             nodes.push(register(device)?, GFP_KERNEL)?;
         }

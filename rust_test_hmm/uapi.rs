@@ -44,6 +44,11 @@ pub(crate) const FLAGS: u32 = _IOWR::<Cmd>(TYPE, 0x08);
 pub(crate) const READ_UNLOCKED: u32 = _IOWR::<Cmd>(TYPE, 0x09);
 pub(crate) const GET_MEM_DEV_TYPE: u32 = _IOR::<u32>(TYPE, 0x0a);
 
+/// Whether this is a request with a [`Cmd`].
+pub(crate) fn is_known(request: u32) -> bool {
+    (READ..=READ_UNLOCKED).contains(&request)
+}
+
 /// The next allocation of a page for a migration fails.
 pub(crate) const FLAG_FAIL_ALLOC: u64 = 1 << 0;
 
@@ -98,6 +103,18 @@ mod tests {
         assert_eq!(SNAPSHOT, 0xc028_4804);
         assert_eq!(READ_UNLOCKED, 0xc028_4809);
         assert_eq!(GET_MEM_DEV_TYPE, 0x8004_480a);
+    }
+
+    #[test]
+    fn known_requests() {
+        assert!(is_known(READ));
+        assert!(is_known(MIGRATE_TO_SYS));
+        assert!(is_known(READ_UNLOCKED));
+        assert!(!is_known(READ - 1));
+        assert!(!is_known(READ_UNLOCKED + 1));
+        // The same number with another size.
+        assert!(!is_known(_IOR::<u32>(TYPE, 0x00)));
+        assert!(!is_known(GET_MEM_DEV_TYPE));
     }
 
     #[test]
