@@ -16,18 +16,14 @@ use crate::{
 use core::ops::Range;
 use kernel::{
     alloc::flags::GFP_HIGHUSER,
-    io::resource::{
-        iomem_resource,
-        Flags,
-        PhysAddr,
-        Region, //
-    },
+    io::PhysAddr,
     mm::{
         folio::{
             LockedFolio,
             OwnedFolio, //
         },
         pgmap::{
+            DeviceRegion,
             PageMap,
             PageMapOwner, //
         }, //
@@ -100,23 +96,16 @@ impl Device {
 
     /// Claims special-purpose memory for the device.
     ///
-    /// Returns [`EBUSY`] if it is somebody else's; [`EINVAL`] if the start, in bytes, is not
-    /// aligned.
+    /// Returns [`EBUSY`] if it is somebody else's; [`ENXIO`] if it is not such memory; [`EINVAL`]
+    /// if the start, in bytes, is not aligned.
     pub(crate) fn add_spm(&self, range: Range<PhysAddr>) -> Result {
         let size = range.end - range.start;
+        let (name, start, mb) = (self.name, range.start, size >> 20);
         let claim_and_add = || {
-            let region = iomem_resource()
-                .request_region(
-                    range.start,
-                    size,
-                    self.region_name()?,
-                    Flags::IORESOURCE_MEM,
-                )
-                .ok_or(EBUSY)?;
+            let region = DeviceRegion::claim_soft_reserved(range, self.region_name()?)?;
             let _resize = self.resize.lock();
             self.add_chunk(region)
         };
-        let (name, start, mb) = (self.name, range.start, size >> 20);
         claim_and_add()
             .inspect(|_| {
                 let device_type = self.device_type.name();
@@ -134,7 +123,7 @@ impl Device {
     }
 
     /// Adds a chunk of memory. The caller holds `resize`.
-    fn add_chunk(&self, region: Region) -> Result {
+    fn add_chunk(&self, region: DeviceRegion) -> Result {
         let number = self.pool.unused_chunk().ok_or(ENOMEM)?;
         let chunk = Chunk::new(self.memory.clone(), self.pool.clone(), number);
         let map = Arc::pin_init(PageMap::new(self.memory.clone(), region, chunk), GFP_KERNEL)?;
@@ -159,7 +148,7 @@ impl Device {
             return Ok(());
         }
         let size = (MAX_CHUNK_PAGES * PAGE_SIZE) as u64;
-        self.add_chunk(Region::request_free_mem(size, self.region_name()?)?)
+        self.add_chunk(DeviceRegion::request_free(size, self.region_name()?)?)
     }
 
     /// Allocates a folio of device memory, without contents.

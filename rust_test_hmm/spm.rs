@@ -5,14 +5,13 @@
 use core::ops::Range;
 use kernel::{
     io::{
-        resource::{
-            iomem_resource,
-            soft_reserved,
-            Flags, //
-        },
+        resource::soft_reserved,
         PhysAddr, //
     },
-    mm::pgmap,
+    mm::pgmap::{
+        self,
+        DeviceRegion, //
+    },
     prelude::*,
     str::CString, //
 };
@@ -70,13 +69,8 @@ fn listed() -> Result<KVec<Range<PhysAddr>>> {
 
 /// Whether all of a range could be claimed just now.
 fn is_unclaimed(range: &Range<PhysAddr>) -> bool {
-    let Ok(name) = CString::try_from(c"test_hmm_rs") else {
-        return false;
-    };
-    let size = range.end - range.start;
-    iomem_resource()
-        .request_region(range.start, size, name, Flags::IORESOURCE_MEM)
-        .is_some()
+    CString::try_from(c"test_hmm_rs")
+        .is_ok_and(|name| DeviceRegion::claim_soft_reserved(range.clone(), name).is_ok())
 }
 
 /// Returns `count` regions of the same size, as large as possible, within `ranges`. `align` is a
