@@ -107,7 +107,7 @@ impl Device {
             self.add_chunk(region)
         };
         claim_and_add()
-            .inspect(|_| {
+            .inspect(|()| {
                 let device_type = self.device_type.name();
                 pr_info!(
                     "{name}: {mb} MB of special-purpose memory at {start:#x}, {device_type}\n"

@@ -127,7 +127,7 @@ impl MiscDevice for File {
         )
     }
 
-    fn release(file: Pin<KBox<Self>>, _file: &FsFile) {
+    fn release(file: Pin<KBox<Self>>, _fs_file: &FsFile) {
         let pool = file.device.pool();
         // Out of memory is a reason to leave pages behind, too. They are the device's to evict
         // later.
@@ -145,7 +145,7 @@ impl MiscDevice for File {
         }
     }
 
-    fn ioctl(file: Pin<&Self>, _file: &FsFile, request: u32, arg: usize) -> Result<isize> {
+    fn ioctl(file: Pin<&Self>, _fs_file: &FsFile, request: u32, arg: usize) -> Result<isize> {
         let arg = UserPtr::from_addr(arg);
 
         if request == uapi::GET_MEM_DEV_TYPE {

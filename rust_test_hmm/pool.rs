@@ -46,6 +46,9 @@ use kernel::{
 /// Number of pages of the largest chunk, 256 MB with pages of 4 KB.
 pub(crate) const MAX_CHUNK_PAGES: usize = 1 << 16;
 
+/// Number of a chunk, and index of a page within.
+type Position = (usize, usize);
+
 /// The most chunks that a device can have.
 const MAX_CHUNKS: usize = 64;
 
@@ -368,9 +371,9 @@ impl Pool {
     /// the chunk, and where to go on, if there are any.
     pub(crate) fn list_in_use(
         &self,
-        from: (usize, usize),
+        from: Position,
         pages: &mut KVec<usize>,
-    ) -> Option<(Arc<PageMap<Chunk>>, (usize, usize))> {
+    ) -> Option<(Arc<PageMap<Chunk>>, Position)> {
         let state = self.state.lock();
         let (mut number, mut page) = from;
         while number < MAX_CHUNKS {

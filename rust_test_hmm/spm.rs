@@ -113,13 +113,14 @@ fn share_out(
 #[kunit_tests(test_hmm_rs_spm)]
 mod tests {
     use super::*;
+    use core::slice::from_ref;
 
     const MB: u64 = 1 << 20;
     const ALIGN: u64 = 2 * MB;
 
     #[test]
     fn one_range_is_split() -> Result {
-        let regions = share_out(&[0..512 * MB], 4, ALIGN)?;
+        let regions = share_out(from_ref(&(0..512 * MB)), 4, ALIGN)?;
         assert_eq!(regions.len(), 4);
         assert_eq!(regions[0], 0..128 * MB);
         assert_eq!(regions[3], 384 * MB..512 * MB);
@@ -128,7 +129,7 @@ mod tests {
 
     #[test]
     fn no_device_gets_too_much() -> Result {
-        let regions = share_out(&[0..4096 * MB], 2, ALIGN)?;
+        let regions = share_out(from_ref(&(0..4096 * MB)), 2, ALIGN)?;
         assert_eq!(regions[1], MAX_SIZE..2 * MAX_SIZE);
         Ok(())
     }
@@ -144,7 +145,7 @@ mod tests {
 
     #[test]
     fn regions_are_aligned() -> Result {
-        let regions = share_out(&[MB..200 * MB + 4096], 1, ALIGN)?;
+        let regions = share_out(from_ref(&(MB..200 * MB + 4096)), 1, ALIGN)?;
         assert_eq!(regions[0], 2 * MB..200 * MB);
         Ok(())
     }
@@ -152,9 +153,15 @@ mod tests {
     #[test]
     fn too_little() {
         assert!(matches!(share_out(&[], 2, ALIGN), Err(ENODEV)));
-        assert!(matches!(share_out(&[0..MIN_SIZE], 2, ALIGN), Err(ENODEV)));
-        assert!(matches!(share_out(&[MB..MB + 4096], 1, ALIGN), Err(ENODEV)));
+        assert!(matches!(
+            share_out(from_ref(&(0..MIN_SIZE)), 2, ALIGN),
+            Err(ENODEV)
+        ));
+        assert!(matches!(
+            share_out(from_ref(&(MB..MB + 4096)), 1, ALIGN),
+            Err(ENODEV)
+        ));
         let top = u64::MAX - 4095..u64::MAX;
-        assert!(matches!(share_out(&[top], 1, ALIGN), Err(ENODEV)));
+        assert!(matches!(share_out(from_ref(&top), 1, ALIGN), Err(ENODEV)));
     }
 }
