@@ -6,6 +6,7 @@
 
 # Directory here, path in the kernel tree.
 declare -A overlays=(
+	[kunit]=mm/tests/zone_device
 	[rust_test_hmm]=lib/test_hmm_rs
 )
 

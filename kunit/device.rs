@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device with memory, and what a driver does with it.
+
+use core::{
+    ops::Range,
+    pin::Pin, //
+};
+use kernel::{
+    alloc::flags::GFP_HIGHUSER_MOVABLE,
+    io::{
+        resource::soft_reserved,
+        PhysAddr, //
+    },
+    kunit::{
+        self,
+        UserMemory, //
+    },
+    mm::{
+        folio::{
+            FolioPage,
+            LockedFolio,
+            OwnedFolio, //
+        },
+        migrate::{
+            Collected,
+            MigrateBuffer,
+            Select, //
+        },
+        pgmap::{
+            DeviceRegion,
+            Fault,
+            FaultError,
+            MemoryType,
+            PageMap,
+            PageMapOps,
+            PageMapOwner, //
+        },
+        PMD_PAGES, //
+    },
+    page::PAGE_SIZE,
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    }, //
+};
+
+/// The number of pages of a device that the tests use.
+pub(crate) const NR_PAGES: usize = 2 * PMD_PAGES;
+
+/// The driver's data.
+pub(crate) struct Memory {
+    owner: Arc<PageMapOwner<Memory>>,
+    /// What private memory stands for, page by page.
+    backing: KVec<OwnedFolio>,
+    next: Atomic<usize>,
+    nr_freed: Atomic<usize>,
+}
+
+#[vtable]
+impl PageMapOps for Memory {
+    fn folio_free(&self, pages: Range<usize>) {
+        self.nr_freed.fetch_add(pages.len(), Relaxed);
+    }
+
+    fn migrate_to_ram(&self, fault: &mut Fault<'_>) -> Result<(), FaultError> {
+        let range = fault.mapped_range();
+        let mut buffer =
+            MigrateBuffer::new(range.len() / PAGE_SIZE, GFP_KERNEL).map_err(|_| FaultError::Oom)?;
+        let select = Select::device(&self.owner).compound();
+        let mut pages = Collected::from_fault(fault, range, select, &mut buffer)
+            .map_err(|_| FaultError::SigBus)?;
+        self.set_dsts_in_system(&mut pages)
+            .map_err(|_| FaultError::Oom)?;
+        drop(pages.migrate());
+        Ok(())
+    }
+
+    fn folio_split(&self, _head: usize, _pages: Range<usize>) {}
+}
+
+impl Memory {
+    /// Has all that was collected migrated to system memory.
+    fn set_dsts_in_system(&self, pages: &mut Collected<'_>) -> Result {
+        for index in 0..pages.len() {
+            let source = pages.source(index);
+            let Some(page) = source.page() else {
+                continue;
+            };
+            let order = page.folio().order();
+            let mut folio = pages.alloc_folio(index, order, GFP_HIGHUSER_MOVABLE)?;
+            for nr in 0..folio.nr_pages() {
+                let from = page.folio().page(nr).ok_or(EINVAL)?;
+                self.copy(&mut folio, nr, from)?;
+            }
+            let writable = source.is_writable();
+            pages.set_dst(index, folio, writable)?;
+        }
+        Ok(())
+    }
+
+    fn copy(&self, to: &mut LockedFolio, nr: usize, from: FolioPage<'_>) -> Result {
+        match self.backing_of(from) {
+            Some(backing) => to.copy_from(nr, backing.page(0).ok_or(EINVAL)?),
+            None => to.copy_from(nr, from),
+        }
+    }
+
+    fn backing_of(&self, page: FolioPage<'_>) -> Option<&OwnedFolio> {
+        self.backing.get(self.owner.device_page(page)?.index())
+    }
+}
+
+/// A device with memory of some type, all of it free.
+pub(crate) struct Device {
+    map: Pin<KBox<PageMap<Memory>>>,
+}
+
+impl Device {
+    /// Returns [`ENODEV`] if there is no memory of that type.
+    pub(crate) fn new(memory_type: MemoryType) -> Result<Self> {
+        let owner = PageMapOwner::new(memory_type)?;
+        let mut backing = KVec::new();
+        let region = if memory_type == MemoryType::Private {
+            for _ in 0..NR_PAGES {
+                backing.push(OwnedFolio::alloc(GFP_KERNEL, 0)?, GFP_KERNEL)?;
+            }
+            DeviceRegion::request_free((NR_PAGES * PAGE_SIZE) as u64, name()?)?
+        } else {
+            claim_special_purpose_memory()?
+        };
+        let memory = Memory {
+            owner: owner.clone(),
+            backing,
+            next: Atomic::new(0),
+            nr_freed: Atomic::new(0),
+        };
+        Ok(Self {
+            map: KBox::pin_init(PageMap::new(owner, region, memory), GFP_KERNEL)?,
+        })
+    }
+
+    pub(crate) fn map(&self) -> &PageMap<Memory> {
+        &self.map
+    }
+
+    pub(crate) fn owner(&self) -> &PageMapOwner<Memory> {
+        self.map.owner()
+    }
+
+    /// Returns the number of pages that were in use, and are free again.
+    pub(crate) fn nr_freed(&self) -> usize {
+        self.map.data().nr_freed.load(Relaxed)
+    }
+
+    /// Leaves pages out that would be handed out next.
+    pub(crate) fn skip(&self, nr_pages: usize) {
+        self.map.data().next.fetch_add(nr_pages, Relaxed);
+    }
+
+    /// Hands out pages that were not in use before.
+    fn take(&self, order: u32) -> Result<LockedFolio> {
+        let index = self.map.data().next.fetch_add(1 << order, Relaxed);
+        self.map.init_folio(index, order)
+    }
+
+    /// Takes a folio, and copies what was collected at an index to it.
+    pub(crate) fn copy_to_device(
+        &self,
+        pages: &Collected<'_>,
+        index: usize,
+        order: u32,
+    ) -> Result<LockedFolio> {
+        let mut folio = self.take(order)?;
+        for nr in 0..folio.nr_pages() {
+            let from = pages
+                .source(index)
+                .page()
+                .and_then(|page| page.folio().page(page.index() + nr));
+            let device_page = folio.page(nr).and_then(|page| self.map.data().backing_of(page));
+            match (device_page, from) {
+                (Some(backing), Some(from)) => backing.copy_from(0, from)?,
+                (Some(backing), None) => backing.write(0, 0, &[0; PAGE_SIZE])?,
+                (None, Some(from)) => folio.copy_from(nr, from)?,
+                (None, None) => folio.clear(nr)?,
+            }
+        }
+        Ok(folio)
+    }
+
+    /// Migrates what it can of a range of pages of user memory to the device, by small pages, or
+    /// huge ones if `compound`.
+    ///
+    /// Returns the number of pages that were migrated.
+    pub(crate) fn migrate_to_device(
+        &self,
+        memory: &UserMemory,
+        pages: Range<usize>,
+        compound: bool,
+    ) -> Result<usize> {
+        let mut select = Select::system();
+        if compound {
+            select = select.compound();
+        }
+        let mut buffer = MigrateBuffer::new(pages.len(), GFP_KERNEL)?;
+        let mmap = memory.mm().mmap_read_lock();
+        let mut pages =
+            Collected::from_range(&mmap, addresses(memory, pages), select, &mut buffer)?;
+        for index in 0..pages.len() {
+            let source = pages.source(index);
+            if !source.is_migrating() {
+                continue;
+            }
+            let order = match source.is_compound() {
+                true => kernel::mm::PMD_ORDER,
+                false => 0,
+            };
+            let folio = self.copy_to_device(&pages, index, order)?;
+            pages.set_dst(index, folio, true)?;
+        }
+        let migrated = pages.migrate();
+        Ok(migrated.nr_migrated())
+    }
+
+    /// Migrates what it can of the device's memory in a range of pages of user memory back.
+    ///
+    /// Returns the number of pages that were migrated.
+    pub(crate) fn migrate_to_system(
+        &self,
+        memory: &UserMemory,
+        pages: Range<usize>,
+    ) -> Result<usize> {
+        let select = Select::device(self.owner()).compound();
+        let mut buffer = MigrateBuffer::new(pages.len(), GFP_KERNEL)?;
+        let mmap = memory.mm().mmap_read_lock();
+        let mut pages =
+            Collected::from_range(&mmap, addresses(memory, pages), select, &mut buffer)?;
+        self.map.data().set_dsts_in_system(&mut pages)?;
+        let migrated = pages.migrate();
+        Ok(migrated.nr_migrated())
+    }
+
+    /// Migrates what it can of the first pages of the device to system memory.
+    ///
+    /// Returns the number of pages that were migrated.
+    pub(crate) fn evict(&self, nr_pages: usize) -> Result<usize> {
+        let mut buffer = MigrateBuffer::new(nr_pages, GFP_KERNEL)?;
+        let mut pages = Collected::from_device(&self.map, 0..nr_pages, &mut buffer)?;
+        self.map.data().set_dsts_in_system(&mut pages)?;
+        let migrated = pages.migrate();
+        Ok(migrated.nr_migrated())
+    }
+}
+
+/// Runs a test for each memory type, or, without special-purpose memory, for those for which there
+/// is memory.
+pub(crate) fn for_each_type(mut f: impl FnMut(MemoryType, Device) -> Result) -> Result {
+    for memory_type in [
+        MemoryType::Private,
+        MemoryType::Coherent,
+        MemoryType::Generic,
+    ] {
+        let device = match Device::new(memory_type) {
+            Err(ENODEV) => {
+                kunit::mark_skipped(c"no special-purpose memory, so for private memory only");
+                return Ok(());
+            }
+            device => device?,
+        };
+        f(memory_type, device)?;
+    }
+    Ok(())
+}
+
+/// Returns the addresses of pages of user memory, in bytes.
+pub(crate) fn addresses(memory: &UserMemory, pages: Range<usize>) -> Range<usize> {
+    let start = memory.range().start;
+    start + pages.start * PAGE_SIZE..start + pages.end * PAGE_SIZE
+}
+
+/// Fills pages of user memory, each with a number of its own.
+pub(crate) fn fill(memory: &UserMemory, pages: Range<usize>, seed: u8) -> Result {
+    let mut contents = KVec::from_elem(0, PAGE_SIZE, GFP_KERNEL)?;
+    for page in pages {
+        contents.fill(seed.wrapping_add(page as u8));
+        memory.write(page * PAGE_SIZE, &contents)?;
+    }
+    Ok(())
+}
+
+/// Returns the number of pages of a range that have not what [`fill`] has put there.
+pub(crate) fn nr_changed(memory: &UserMemory, pages: Range<usize>, seed: u8) -> Result<usize> {
+    let mut contents = KVec::from_elem(0, PAGE_SIZE, GFP_KERNEL)?;
+    let mut nr_changed = 0;
+    for page in pages {
+        memory.read(page * PAGE_SIZE, &mut contents)?;
+        let expected = seed.wrapping_add(page as u8);
+        nr_changed += usize::from(contents.iter().any(|&byte| byte != expected));
+    }
+    Ok(nr_changed)
+}
+
+fn name() -> Result<CString> {
+    Ok(CString::try_from(c"zone_device_kunit")?)
+}
+
+/// Claims the first special-purpose memory that nobody else has.
+fn claim_special_purpose_memory() -> Result<DeviceRegion> {
+    const SIZE: PhysAddr = (NR_PAGES * PAGE_SIZE) as PhysAddr;
+
+    let mut ranges = KVec::new();
+    soft_reserved::for_each(|range| Ok(ranges.push(range, GFP_KERNEL)?))?;
+    for range in ranges {
+        let mut start = range.start.next_multiple_of(SIZE);
+        while start + SIZE <= range.end {
+            match DeviceRegion::claim_soft_reserved(start..start + SIZE, name()?) {
+                Err(EBUSY) => start += SIZE,
+                result => return result,
+            }
+        }
+    }
+    Err(ENODEV)
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The life of a page: free, handed out, and free again.
+
+#[cfg(CONFIG_ZONE_DEVICE_KUNIT_TEST)]
+#[kernel::prelude::kunit_tests(zone_device_life_cycle)]
+mod tests {
+    use crate::raw::{
+        RawPage,
+        RawPageMap,
+        Settings, //
+    };
+    use kernel::{
+        bindings::{
+            self,
+            memory_type,
+            memory_type_MEMORY_DEVICE_COHERENT as COHERENT,
+            memory_type_MEMORY_DEVICE_GENERIC as GENERIC,
+            memory_type_MEMORY_DEVICE_PRIVATE as PRIVATE,
+            pageflags_PG_active as PG_ACTIVE,
+            pageflags_PG_dirty as PG_DIRTY,
+            pageflags_PG_head as PG_HEAD,
+            pageflags_PG_hwpoison as PG_HWPOISON,
+            pageflags_PG_locked as PG_LOCKED,
+            pageflags_PG_reclaim as PG_RECLAIM,
+            pageflags_PG_referenced as PG_REFERENCED,
+            pageflags_PG_reserved as PG_RESERVED,
+            pageflags_PG_workingset as PG_WORKINGSET, //
+        },
+        kunit_expect,
+        kunit_expect_eq,
+        prelude::*,
+        sync::aref::ARef, //
+    };
+
+    /// A page that is free is its driver's alone.
+    fn expect_free(page: RawPage) {
+        kunit_expect_eq!(page.ref_count(), 0);
+        kunit_expect_eq!(page.mapping(), 0);
+        kunit_expect!(page.has_flag(PG_RESERVED));
+        kunit_expect!(!page.has_flag(PG_LOCKED));
+    }
+
+    /// A page that is handed out is an ordinary one.
+    fn expect_handed_out(page: RawPage) {
+        kunit_expect_eq!(page.ref_count(), 1);
+        kunit_expect_eq!(page.mapping(), 0);
+        kunit_expect!(!page.has_flag(PG_RESERVED));
+        kunit_expect!(page.has_flag(PG_LOCKED));
+    }
+
+    /// A page is free, handed out, and free again, and the pagemap knows how many are in use.
+    fn life_cycle(memory_type: memory_type) -> Result {
+        let map = RawPageMap::new(Settings::managed(memory_type))?;
+        let page = map.page(3);
+        expect_free(page);
+        kunit_expect_eq!(map.nr_references(), 0);
+
+        for life in 1..=2 {
+            let folio = map.init_folio(3);
+            expect_handed_out(page);
+            kunit_expect_eq!(map.nr_references(), 1);
+            let other = map.init_folio(4);
+            kunit_expect_eq!(map.nr_references(), 2);
+            drop(other);
+            kunit_expect_eq!(map.nr_references(), 1);
+            kunit_expect_eq!(map.nr_freed(), 2 * life - 1);
+
+            // Not by the first reference that is dropped, but by the last.
+            let reference = ARef::from(&*folio);
+            drop(folio);
+            kunit_expect_eq!(page.ref_count(), 1);
+            kunit_expect_eq!(map.nr_freed(), 2 * life - 1);
+            page.set_anon_mapping();
+            drop(reference);
+            kunit_expect_eq!(map.nr_freed(), 2 * life);
+            expect_free(page);
+            kunit_expect_eq!(map.nr_references(), 0);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn private() -> Result {
+        life_cycle(PRIVATE)
+    }
+
+    #[test]
+    fn coherent() -> Result {
+        life_cycle(COHERENT)
+    }
+
+    #[test]
+    fn managed_generic() -> Result {
+        life_cycle(GENERIC)
+    }
+
+    #[test]
+    fn unmanaged_generic_is_never_free() -> Result {
+        let map = RawPageMap::new(Settings {
+            ops: None,
+            ..Settings::managed(GENERIC)
+        })?;
+        let page = map.page(3);
+        let nr_pages = map.nr_pages();
+        kunit_expect_eq!(page.ref_count(), 1);
+        kunit_expect!(page.has_flag(PG_RESERVED));
+        kunit_expect_eq!(map.nr_references(), nr_pages);
+
+        page.put();
+        kunit_expect_eq!(page.ref_count(), 1);
+        kunit_expect!(page.has_flag(PG_RESERVED));
+        kunit_expect_eq!(map.nr_references(), nr_pages);
+        kunit_expect_eq!(map.nr_freed(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn flags_of_a_former_life_are_gone() -> Result {
+        // Some of them, in the second page of a large folio, say what that is.
+        const LEFT_OVER: [bindings::pageflags; 6] = [
+            PG_ACTIVE,
+            PG_DIRTY,
+            PG_HEAD,
+            PG_RECLAIM,
+            PG_REFERENCED,
+            PG_WORKINGSET,
+        ];
+        for memory_type in [PRIVATE, COHERENT, GENERIC] {
+            let map = RawPageMap::new(Settings::managed(memory_type))?;
+            let page = map.page(0);
+            for flag in LEFT_OVER {
+                page.set_flag(flag);
+            }
+            let folio = map.init_folio(0);
+            for flag in LEFT_OVER {
+                kunit_expect!(!page.has_flag(flag), "flag {flag} of type {memory_type}");
+            }
+            drop(folio);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_broken_page_stays_broken() -> Result {
+        for memory_type in [PRIVATE, COHERENT, GENERIC] {
+            let map = RawPageMap::new(Settings::managed(memory_type))?;
+            let page = map.page(0);
+            page.set_flag(PG_HWPOISON);
+            drop(map.init_folio(0));
+            kunit_expect!(page.has_flag(PG_HWPOISON));
+            page.clear_flag(PG_HWPOISON);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Migration of anonymous memory to and from device memory.
+
+#[cfg(CONFIG_ZONE_DEVICE_KUNIT_TEST)]
+#[kernel::prelude::kunit_tests(zone_device_migration)]
+mod tests {
+    use crate::{
+        device::{
+            addresses,
+            fill,
+            for_each_type,
+            nr_changed,
+            Device, //
+        },
+        raw::{
+            self,
+            LongTermPin,
+            RawPage, //
+        },
+    };
+    use core::ops::Range;
+    use kernel::{
+        bindings::{
+            self,
+            pageflags_PG_mlocked as PG_MLOCKED, //
+        },
+        kunit::{
+            self,
+            UserMemory, //
+        },
+        kunit_expect,
+        kunit_expect_eq,
+        mm::{
+            folio::Folio,
+            migrate::{
+                Collected,
+                MigrateBuffer,
+                Select, //
+            },
+            pgmap::MemoryType,
+            PMD_PAGES, //
+        },
+        page::PAGE_SIZE,
+        prelude::*,
+        sync::aref::ARef, //
+    };
+
+    const NR_PAGES: usize = 4;
+
+    fn user_memory() -> Result<UserMemory> {
+        UserMemory::map(NR_PAGES * PAGE_SIZE)
+    }
+
+    /// Returns user memory where there could be a huge page.
+    fn huge_user_memory() -> Result<UserMemory> {
+        UserMemory::map(PMD_PAGES * PAGE_SIZE)
+    }
+
+    /// Collects and lets go again. Returns the page frame numbers of what would have been migrated.
+    fn collect(
+        memory: &UserMemory,
+        pages: Range<usize>,
+        select: Select<'_>,
+    ) -> Result<KVec<usize>> {
+        let mut buffer = MigrateBuffer::new(pages.len(), GFP_KERNEL)?;
+        let mmap = memory.mm().mmap_read_lock();
+        let pages = Collected::from_range(&mmap, addresses(memory, pages), select, &mut buffer)?;
+        let mut pfns = KVec::with_capacity(pages.len(), GFP_KERNEL)?;
+        for index in 0..pages.len() {
+            if let Some(page) = pages.source(index).page() {
+                pfns.push(page.pfn(), GFP_KERNEL)?;
+            }
+        }
+        Ok(pfns)
+    }
+
+    /// Takes a reference on the folio of the first page, which is memory of the device.
+    fn reference(device: &Device, memory: &UserMemory) -> Result<ARef<Folio>> {
+        let mut buffer = MigrateBuffer::new(1, GFP_KERNEL)?;
+        let mmap = memory.mm().mmap_read_lock();
+        let pages = Collected::from_range(
+            &mmap,
+            addresses(memory, 0..1),
+            Select::device(device.owner()),
+            &mut buffer,
+        )?;
+        let source = pages.source(0);
+        Ok(source.page().ok_or(EINVAL)?.folio().into())
+    }
+
+    #[test]
+    fn contents_move_there_and_back() -> Result {
+        for_each_type(|memory_type, device| {
+            let memory = user_memory()?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            let nr_there = device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
+            kunit_expect_eq!(nr_there, NR_PAGES, "of type {memory_type:?}");
+            if memory_type != MemoryType::Private {
+                // The CPU works with them where they are.
+                kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, 1)?, 0);
+                fill(&memory, 0..NR_PAGES, 2)?;
+                kunit_expect_eq!(device.nr_freed(), 0);
+            }
+            let seed = if memory_type == MemoryType::Private { 1 } else { 2 };
+            let nr_back = device.migrate_to_system(&memory, 0..NR_PAGES)?;
+            kunit_expect_eq!(nr_back, NR_PAGES, "of type {memory_type:?}");
+            kunit_expect_eq!(device.nr_freed(), NR_PAGES);
+            kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, seed)?, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn memory_without_pages_gets_them_on_the_device() -> Result {
+        for_each_type(|memory_type, device| {
+            let memory = user_memory()?;
+            let nr_there = device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
+            kunit_expect_eq!(nr_there, NR_PAGES, "of type {memory_type:?}");
+            let mut byte = [1];
+            memory.read(2 * PAGE_SIZE, &mut byte)?;
+            kunit_expect_eq!(byte, [0]);
+            drop(memory);
+            kunit_expect_eq!(device.nr_freed(), NR_PAGES);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn private_memory_comes_back_when_it_is_touched() -> Result {
+        let device = Device::new(MemoryType::Private)?;
+        let memory = user_memory()?;
+        fill(&memory, 0..NR_PAGES, 1)?;
+        device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
+        kunit_expect_eq!(nr_changed(&memory, 1..2, 1)?, 0);
+        kunit_expect_eq!(device.nr_freed(), 1);
+        kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, 1)?, 0);
+        kunit_expect_eq!(device.nr_freed(), NR_PAGES);
+        Ok(())
+    }
+
+    #[test]
+    fn only_what_is_selected_is_collected() -> Result {
+        for_each_type(|memory_type, device| {
+            let other = Device::new(memory_type)?;
+            let memory = user_memory()?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            // One page of each device, two of system memory.
+            device.migrate_to_device(&memory, 0..1, false)?;
+            other.migrate_to_device(&memory, 1..2, false)?;
+
+            let all = 0..NR_PAGES;
+            let of_system = collect(&memory, all.clone(), Select::system())?;
+            let of_device = collect(&memory, all.clone(), Select::device(device.owner()))?;
+            let of_other = collect(&memory, all, Select::device(other.owner()))?;
+            kunit_expect_eq!(of_system.len(), 2, "with a device of type {memory_type:?}");
+            kunit_expect_eq!(of_device.len(), 1, "with a device of type {memory_type:?}");
+            kunit_expect_eq!(of_other.len(), 1, "with a device of type {memory_type:?}");
+            kunit_expect!(of_device.first() != of_other.first());
+            kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, 1)?, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn another_reference_keeps_a_page_in_place() -> Result {
+        for_each_type(|memory_type, device| {
+            let memory = user_memory()?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
+
+            let folio = reference(&device, &memory)?;
+            let select = Select::device(device.owner());
+            let pfns = collect(&memory, 0..NR_PAGES, select)?;
+            kunit_expect_eq!(pfns.len(), NR_PAGES - 1, "of type {memory_type:?}");
+            kunit_expect!(!pfns.contains(&folio.pfn()));
+            let nr_back = device.migrate_to_system(&memory, 0..NR_PAGES)?;
+            kunit_expect_eq!(nr_back, NR_PAGES - 1, "of type {memory_type:?}");
+
+            drop(folio);
+            let nr_back = device.migrate_to_system(&memory, 0..NR_PAGES)?;
+            kunit_expect_eq!(nr_back, 1, "of type {memory_type:?}");
+            kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, 1)?, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn only_generic_memory_is_pinned_for_the_long_term() -> Result {
+        for_each_type(|memory_type, device| {
+            let memory = user_memory()?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
+
+            let stays = memory_type == MemoryType::Generic;
+            let pin = LongTermPin::new(memory.range().start)?;
+            let is_device_memory = RawPage::new(pin.pfn()).as_folio().is_zone_device();
+            kunit_expect_eq!(is_device_memory, stays, "of type {memory_type:?}");
+
+            let nr_back = device.migrate_to_system(&memory, 0..NR_PAGES)?;
+            kunit_expect_eq!(nr_back, NR_PAGES - 1, "of type {memory_type:?}");
+            kunit_expect_eq!(device.evict(NR_PAGES)?, 0, "of type {memory_type:?}");
+            drop(pin);
+            let nr_back = device.evict(NR_PAGES)?;
+            kunit_expect_eq!(nr_back, usize::from(stays), "of type {memory_type:?}");
+            kunit_expect_eq!(device.nr_freed(), NR_PAGES);
+            kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, 1)?, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn what_is_given_up_stays_where_it_was() -> Result {
+        for_each_type(|memory_type, device| {
+            let memory = user_memory()?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+
+            // As soon as it is collected.
+            let before = collect(&memory, 0..NR_PAGES, Select::system())?;
+            kunit_expect_eq!(before.len(), NR_PAGES);
+            // With folios for some of it.
+            {
+                let mut buffer = MigrateBuffer::new(NR_PAGES, GFP_KERNEL)?;
+                let mmap = memory.mm().mmap_read_lock();
+                let range = addresses(&memory, 0..NR_PAGES);
+                let mut pages =
+                    Collected::from_range(&mmap, range, Select::system(), &mut buffer)?;
+                for index in 0..2 {
+                    let folio = device.copy_to_device(&pages, index, 0)?;
+                    pages.set_dst(index, folio, true)?;
+                }
+            }
+            kunit_expect_eq!(device.nr_freed(), 2, "of type {memory_type:?}");
+            let after = collect(&memory, 0..NR_PAGES, Select::system())?;
+            kunit_expect_eq!(after[..], before[..]);
+
+            // Without folios for the others.
+            {
+                let mut buffer = MigrateBuffer::new(NR_PAGES, GFP_KERNEL)?;
+                let mmap = memory.mm().mmap_read_lock();
+                let range = addresses(&memory, 0..NR_PAGES);
+                let mut pages =
+                    Collected::from_range(&mmap, range, Select::system(), &mut buffer)?;
+                let folio = device.copy_to_device(&pages, 3, 0)?;
+                pages.set_dst(3, folio, true)?;
+                let migrated = pages.migrate();
+                kunit_expect_eq!(migrated.nr_migrated(), 1, "of type {memory_type:?}");
+                kunit_expect!(migrated.is_migrated(3));
+            }
+            let after = collect(&memory, 0..NR_PAGES, Select::system())?;
+            kunit_expect_eq!(after[..], before[..3]);
+            kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, 1)?, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn pages_are_evicted_from_whoever_has_them() -> Result {
+        for_each_type(|memory_type, device| {
+            let memory = user_memory()?;
+            let other_memory = user_memory()?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            fill(&other_memory, 0..NR_PAGES, 5)?;
+            device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
+            device.migrate_to_device(&other_memory, 0..NR_PAGES, false)?;
+
+            // More than is in use.
+            let nr_evicted = device.evict(3 * NR_PAGES)?;
+            kunit_expect_eq!(nr_evicted, 2 * NR_PAGES, "of type {memory_type:?}");
+            kunit_expect_eq!(device.nr_freed(), 2 * NR_PAGES);
+            kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, 1)?, 0);
+            kunit_expect_eq!(nr_changed(&other_memory, 0..NR_PAGES, 5)?, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn pages_that_are_free_or_locked_are_not_collected() -> Result {
+        const VALID: usize = bindings::MIGRATE_PFN_VALID as usize;
+        const MIGRATE: usize = bindings::MIGRATE_PFN_MIGRATE as usize;
+
+        for_each_type(|memory_type, device| {
+            let memory = user_memory()?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            device.migrate_to_device(&memory, 0..1, false)?;
+            let locked = device.map().init_folio(2, 0)?;
+            let first = device.map().start_pfn();
+
+            let mut entries = [first, first + 1, first + 2];
+            raw::collect_and_finalize(&mut entries)?;
+            let collected = first << bindings::MIGRATE_PFN_SHIFT | VALID | MIGRATE;
+            kunit_expect_eq!(entries, [collected, 0, 0], "of type {memory_type:?}");
+            drop(locked);
+            kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, 1)?, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn what_a_free_page_was_part_of_hides_no_others() -> Result {
+        let device = Device::new(MemoryType::Private)?;
+        drop(device.map().init_folio(0, kernel::mm::PMD_ORDER)?);
+        let memory = user_memory()?;
+        fill(&memory, 0..NR_PAGES, 1)?;
+        device.skip(5);
+        device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
+
+        kunit_expect_eq!(device.evict(PMD_PAGES)?, NR_PAGES);
+        kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, 1)?, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn huge_pages_move_as_a_whole() -> Result {
+        let device = Device::new(MemoryType::Private)?;
+        let memory = huge_user_memory()?;
+        fill(&memory, 0..PMD_PAGES, 1)?;
+        if collect(&memory, 0..PMD_PAGES, Select::system().compound())?.len() != 1 {
+            kunit::mark_skipped(c"no huge page to be had");
+            return Ok(());
+        }
+        let nr_there = device.migrate_to_device(&memory, 0..PMD_PAGES, true)?;
+        kunit_expect_eq!(nr_there, PMD_PAGES);
+        let select = Select::device(device.owner()).compound();
+        kunit_expect_eq!(collect(&memory, 0..PMD_PAGES, select)?.len(), 1);
+        let nr_back = device.migrate_to_system(&memory, 0..PMD_PAGES)?;
+        kunit_expect_eq!(nr_back, PMD_PAGES);
+        kunit_expect_eq!(device.nr_freed(), PMD_PAGES);
+        kunit_expect_eq!(nr_changed(&memory, 0..PMD_PAGES, 1)?, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_huge_hole_can_be_filled_in_part() -> Result {
+        for_each_type(|memory_type, device| {
+            let memory = huge_user_memory()?;
+            let mut buffer = MigrateBuffer::new(PMD_PAGES, GFP_KERNEL)?;
+            let nr_migrated = {
+                let mmap = memory.mm().mmap_read_lock();
+                let range = addresses(&memory, 0..PMD_PAGES);
+                let select = Select::system().compound();
+                let mut pages = Collected::from_range(&mmap, range, select, &mut buffer)?;
+                kunit_expect!(pages.source(0).is_compound());
+                for index in [0, 7] {
+                    let folio = device.copy_to_device(&pages, index, 0)?;
+                    pages.set_dst(index, folio, true)?;
+                }
+                let migrated = pages.migrate();
+                migrated.nr_migrated()
+            };
+            kunit_expect_eq!(nr_migrated, 2, "of type {memory_type:?}");
+            let select = Select::device(device.owner());
+            kunit_expect_eq!(collect(&memory, 0..PMD_PAGES, select)?.len(), 2);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn device_memory_is_not_counted_as_locked() -> Result {
+        for_each_type(|memory_type, device| {
+            let memory = UserMemory::map_locked(NR_PAGES * PAGE_SIZE)?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
+            let page = RawPage::new(device.map().start_pfn());
+            kunit_expect_eq!(page.ref_count(), 1, "of type {memory_type:?}");
+            kunit_expect!(!page.has_flag(PG_MLOCKED), "of type {memory_type:?}");
+
+            let nr_back = device.migrate_to_system(&memory, 0..1)?;
+            kunit_expect_eq!(nr_back, 1, "of type {memory_type:?}");
+            let page = RawPage::new(collect(&memory, 0..1, Select::system())?[0]);
+            kunit_expect!(page.has_flag(PG_MLOCKED));
+
+            // Nothing holds the pages any longer than they are mapped.
+            drop(memory);
+            kunit_expect_eq!(device.nr_freed(), NR_PAGES, "of type {memory_type:?}");
+            Ok(())
+        })
+    }
+
+    #[test]
+    #[cfg(CONFIG_MEMORY_FAILURE)]
+    fn broken_memory_is_refused() -> Result {
+        for_each_type(|memory_type, device| {
+            let memory = user_memory()?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
+            let pfn = reference(&device, &memory)?.pfn();
+            // Private memory is not the CPU's to find broken.
+            if memory_type != MemoryType::Private {
+                let result = raw::memory_failure(pfn);
+                kunit_expect_eq!(result, Err(ENXIO), "of type {memory_type:?}");
+                kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, 1)?, 0);
+            }
+            Ok(())
+        })
+    }
+}

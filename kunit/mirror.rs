@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The memory of a process as a device sees it: MMU interval notifiers and HMM.
+
+#[cfg(CONFIG_ZONE_DEVICE_KUNIT_TEST)]
+#[kernel::prelude::kunit_tests(zone_device_mirror)]
+mod tests {
+    use crate::device::{
+        addresses,
+        fill,
+        for_each_type,
+        nr_changed,
+        Device, //
+    };
+    use core::ops::Range;
+    use kernel::{
+        kunit::UserMemory,
+        kunit_expect,
+        kunit_expect_eq,
+        mm::{
+            hmm::{
+                Access,
+                FaultMode,
+                Mirror, //
+            },
+            notifier::{
+                IntervalNotifier,
+                Invalidate,
+                Invalidation, //
+            },
+            pgmap::MemoryType, //
+        },
+        page::PAGE_SIZE,
+        prelude::*, //
+    };
+
+    const NR_PAGES: usize = 4;
+
+    fn user_memory() -> Result<UserMemory> {
+        UserMemory::map(NR_PAGES * PAGE_SIZE)
+    }
+
+    fn mirror(memory: &UserMemory) -> Result<Pin<KBox<Mirror>>> {
+        KBox::pin_init(Mirror::new(memory.mm()), GFP_KERNEL)
+    }
+
+    /// Counts invalidations, and notes their addresses.
+    #[derive(Default)]
+    struct Count {
+        nr: usize,
+        last: Range<usize>,
+    }
+
+    impl Invalidate for Count {
+        fn invalidate(&mut self, invalidation: &Invalidation<'_>) {
+            self.nr += 1;
+            self.last = invalidation.range();
+        }
+    }
+
+    #[test]
+    fn an_invalidation_ends_a_read_section() -> Result {
+        let memory = user_memory()?;
+        fill(&memory, 0..NR_PAGES, 1)?;
+        let notifier = KBox::pin_init(
+            IntervalNotifier::new(memory.mm(), addresses(&memory, 0..2), Count::default()),
+            GFP_KERNEL,
+        )?;
+
+        let seq = notifier.read_begin();
+        kunit_expect!(notifier.lock_if_valid(seq).is_some());
+        // Of pages beside those that the notifier is for.
+        memory.unmap(2 * PAGE_SIZE..3 * PAGE_SIZE)?;
+        kunit_expect!(notifier.lock_if_valid(seq).is_some());
+        kunit_expect_eq!(notifier.lock().nr, 0);
+
+        memory.unmap(PAGE_SIZE..2 * PAGE_SIZE)?;
+        kunit_expect!(notifier.lock_if_valid(seq).is_none());
+        kunit_expect_eq!(notifier.lock().nr, 1);
+        let page = addresses(&memory, 1..2);
+        let last = notifier.lock().last.clone();
+        kunit_expect!(last.start <= page.start && page.end <= last.end);
+
+        let seq = notifier.read_begin();
+        kunit_expect!(notifier.lock_if_valid(seq).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn notifiers_are_for_whole_pages() -> Result {
+        let memory = user_memory()?;
+        let Range { start, end } = memory.range();
+        for range in [start..start, start + 1..end, start..end - 1] {
+            let notifier = KBox::pin_init(
+                IntervalNotifier::new(memory.mm(), range, Count::default()),
+                GFP_KERNEL,
+            );
+            kunit_expect_eq!(notifier.err(), Some(EINVAL));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_device_reads_and_writes_what_the_cpu_does() -> Result {
+        for_each_type(|memory_type, device| {
+            let memory = user_memory()?;
+            let mirror = mirror(&memory)?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            if memory_type != MemoryType::Private {
+                device.migrate_to_device(&memory, 0..2, false)?;
+            }
+            let range = memory.range();
+            mirror.fault(range.clone(), Access::Write, FaultMode::Locked, device.owner())?;
+
+            let mut byte = [0];
+            for page in 0..NR_PAGES {
+                let table = mirror.lock();
+                let mapping = table.get(range.start + page * PAGE_SIZE).ok_or(EFAULT)?;
+                mapping.page().read(PAGE_SIZE - 1, &mut byte)?;
+                kunit_expect_eq!(byte, [1 + page as u8], "of type {memory_type:?}");
+                mapping.write(PAGE_SIZE - 1, &[100])?;
+            }
+            memory.read(2 * PAGE_SIZE - 1, &mut byte)?;
+            kunit_expect_eq!(byte, [100], "of type {memory_type:?}");
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_mirror_forgets_what_is_unmapped_or_migrated() -> Result {
+        for_each_type(|memory_type, device| {
+            let memory = user_memory()?;
+            let mirror = mirror(&memory)?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            let range = memory.range();
+            mirror.fault(range.clone(), Access::Read, FaultMode::Locked, device.owner())?;
+            let is_mapped =
+                |page: usize| mirror.lock().get(range.start + page * PAGE_SIZE).is_some();
+            kunit_expect!((0..NR_PAGES).all(is_mapped), "of type {memory_type:?}");
+
+            device.migrate_to_device(&memory, 0..1, false)?;
+            kunit_expect!(!is_mapped(0), "of type {memory_type:?}");
+            kunit_expect!(is_mapped(1), "of type {memory_type:?}");
+            memory.unmap(2 * PAGE_SIZE..3 * PAGE_SIZE)?;
+            kunit_expect!(is_mapped(1), "of type {memory_type:?}");
+            kunit_expect!(!is_mapped(2), "of type {memory_type:?}");
+            kunit_expect!(is_mapped(3), "of type {memory_type:?}");
+            let hole = addresses(&memory, 2..3);
+            let result = mirror.fault(hole, Access::Read, FaultMode::Locked, device.owner());
+            kunit_expect_eq!(result, Err(EFAULT), "of type {memory_type:?}");
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_snapshot_shows_device_memory_to_its_owner() -> Result {
+        for_each_type(|memory_type, device| {
+            let other = Device::new(memory_type)?;
+            let memory = user_memory()?;
+            let mirror = mirror(&memory)?;
+            fill(&memory, 0..2, 1)?;
+            device.migrate_to_device(&memory, 0..1, false)?;
+
+            let mut found = [false; NR_PAGES];
+            let mut present = [false; NR_PAGES];
+            mirror.snapshot(memory.range(), device.owner(), |index, pfn| {
+                if let Some(page) = pfn.page() {
+                    present[index] = true;
+                    found[index] = device.owner().device_page(page).is_some();
+                }
+            })?;
+            kunit_expect_eq!(present, [true, true, false, false], "of type {memory_type:?}");
+            kunit_expect_eq!(found, [true, false, false, false], "of type {memory_type:?}");
+
+            // The private memory of one device is nothing that another could use.
+            let mut present = [false; NR_PAGES];
+            mirror.snapshot(memory.range(), other.owner(), |index, pfn| {
+                present[index] = pfn.page().is_some();
+            })?;
+            let is_shown = memory_type != MemoryType::Private;
+            kunit_expect_eq!(present, [is_shown, true, false, false], "of type {memory_type:?}");
+            kunit_expect_eq!(device.nr_freed(), 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_page_is_exclusive_until_the_cpu_touches_it() -> Result {
+        let device = Device::new(MemoryType::Private)?;
+        let memory = user_memory()?;
+        let mirror = mirror(&memory)?;
+        fill(&memory, 0..NR_PAGES, 1)?;
+        let range = memory.range();
+        for page in 0..2 {
+            mirror.make_exclusive(range.start + page * PAGE_SIZE, device.owner())?;
+        }
+        let is_exclusive = |page: usize| mirror.lock().any_exclusive(addresses(&memory, page..page + 1));
+        kunit_expect!(is_exclusive(0) && is_exclusive(1) && !is_exclusive(2));
+
+        kunit_expect_eq!(nr_changed(&memory, 0..1, 1)?, 0);
+        kunit_expect!(!is_exclusive(0));
+        kunit_expect!(is_exclusive(1));
+        Ok(())
+    }
+}

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the abstractions do not let a driver do or see: pagemaps of any kind, the state of pages.
+
+use core::pin::Pin;
+use kernel::{
+    bindings,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    mm::{
+        folio::{
+            Folio,
+            LockedFolio, //
+        },
+        pgmap::DeviceRegion, //
+    },
+    prelude::*,
+    str::CString,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    types::Opaque, //
+};
+
+/// The size of a [`RawPageMap`], in bytes: that of a memory section.
+const SIZE: u64 = 128 << 20;
+
+/// What a pagemap is made with.
+#[derive(Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) memory_type: bindings::memory_type,
+    pub(crate) ops: Option<&'static bindings::dev_pagemap_ops>,
+    pub(crate) has_owner: bool,
+    pub(crate) vmemmap_shift: usize,
+}
+
+impl Settings {
+    /// What drivers of this type give that hand out the pages.
+    pub(crate) fn managed(memory_type: bindings::memory_type) -> Self {
+        Self {
+            memory_type,
+            ops: Some(&ALL_OPS),
+            has_owner: true,
+            vmemmap_shift: 0,
+        }
+    }
+}
+
+/// A pagemap as memremap_pages() takes it, at addresses that nothing is behind.
+///
+/// # Invariants
+///
+/// `memremap_pages` was successful with the pagemap, and `memunmap_pages` was not called.
+pub(crate) struct RawPageMap {
+    state: Pin<KBox<State>>,
+    region: DeviceRegion,
+}
+
+#[pin_data]
+struct State {
+    #[pin]
+    pgmap: Opaque<bindings::dev_pagemap>,
+    nr_freed: Atomic<usize>,
+}
+
+/// Operations of all types.
+static ALL_OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
+    folio_free: Some(folio_free),
+    migrate_to_ram: Some(migrate_to_ram),
+    ..pin_init::zeroed()
+};
+
+/// Without what any type needs but for the fault handler.
+pub(crate) static WITHOUT_FOLIO_FREE: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
+    migrate_to_ram: Some(migrate_to_ram),
+    ..pin_init::zeroed()
+};
+
+/// Without what private memory needs.
+pub(crate) static WITHOUT_MIGRATE_TO_RAM: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
+    folio_free: Some(folio_free),
+    ..pin_init::zeroed()
+};
+
+/// # Safety
+///
+/// To be called only by core mm, for a folio of a [`RawPageMap`].
+unsafe extern "C" fn folio_free(folio: *mut bindings::folio) {
+    // SAFETY: Core mm passes a folio of a pagemap that is a field of a `State`, which is there
+    // until `memunmap_pages` returns.
+    let state: &State = unsafe {
+        let pgmap = Opaque::cast_from(bindings::page_pgmap(folio.cast()));
+        &*kernel::container_of!(pgmap, State, pgmap)
+    };
+    state.nr_freed.fetch_add(1, Relaxed);
+}
+
+/// # Safety
+///
+/// To be called only by core mm.
+unsafe extern "C" fn migrate_to_ram(_vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+    bindings::vm_fault_reason_VM_FAULT_SIGBUS
+}
+
+impl RawPageMap {
+    /// Calls `memremap_pages`, and returns its errors.
+    pub(crate) fn new(settings: Settings) -> Result<Self> {
+        let state = KBox::pin_init(
+            pin_init!(State {
+                pgmap <- Opaque::zeroed(),
+                nr_freed: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )?;
+        let region = DeviceRegion::request_free(SIZE, CString::try_from(c"zone_device_kunit")?)?;
+        Self::memremap(state, region, settings)
+    }
+
+    /// Removes the pages, and makes new ones with the same `struct dev_pagemap`.
+    pub(crate) fn remap(self, settings: Settings) -> Result<Self> {
+        let this = core::mem::ManuallyDrop::new(self);
+        // SAFETY: `this` is not dropped, so that the fields are moved out of it just once.
+        let (state, region) = unsafe {
+            (
+                core::ptr::read(&this.state),
+                core::ptr::read(&this.region), //
+            )
+        };
+        // SAFETY: By the type invariants this is next.
+        unsafe { bindings::memunmap_pages(state.pgmap.get()) };
+        Self::memremap(state, region, settings)
+    }
+
+    fn memremap(
+        state: Pin<KBox<State>>,
+        region: DeviceRegion,
+        settings: Settings,
+    ) -> Result<Self> {
+        let pgmap = state.pgmap.get();
+        // SAFETY: The pagemap is not in use, so nobody else accesses it. It stays in its place
+        // until `memunmap_pages` is called, and so do the operations.
+        from_err_ptr(unsafe {
+            (*pgmap).type_ = settings.memory_type;
+            (*pgmap).ops = settings.ops.map_or(core::ptr::null(), |ops| ops);
+            (*pgmap).owner = match settings.has_owner {
+                true => pgmap.cast(),
+                false => core::ptr::null_mut(),
+            };
+            (*pgmap).vmemmap_shift = settings.vmemmap_shift;
+            (*pgmap).nr_range = 1;
+            *(*pgmap).__bindgen_anon_1.range.as_mut() = bindings::range {
+                start: region.start(),
+                end: region.start() + region.size() - 1,
+            };
+            bindings::memremap_pages(pgmap, bindings::NUMA_NO_NODE)
+        })?;
+        // INVARIANT: Just called.
+        Ok(Self { state, region })
+    }
+
+    pub(crate) fn nr_pages(&self) -> usize {
+        self.region.size() as usize / kernel::page::PAGE_SIZE
+    }
+
+    /// Returns how often `folio_free` was called.
+    pub(crate) fn nr_freed(&self) -> usize {
+        self.state.nr_freed.load(Relaxed)
+    }
+
+    /// Returns the number of references on the pagemap, besides that of its mapping.
+    pub(crate) fn nr_references(&self) -> usize {
+        let pgmap = self.state.pgmap.get();
+        // SAFETY: By the type invariants the reference counter is initialised. In atomic mode its
+        // value is in `count`, with one for the mapping. Counters that are not to be initialised
+        // again cannot be switched without being killed.
+        let count = unsafe {
+            (*(*pgmap).ref_.data).set_allow_reinit(true);
+            bindings::percpu_ref_switch_to_atomic_sync(&raw mut (*pgmap).ref_);
+            (*(*pgmap).ref_.data).count.counter
+        };
+        count as usize - 1
+    }
+
+    /// Hands out a page. It must be free, and be so again before this is dropped.
+    pub(crate) fn init_folio(&self, index: usize) -> LockedFolio {
+        let folio = self.page(index).0.cast();
+        // SAFETY: The page is free, and the pagemap is alive. The folio has got a reference and is
+        // locked.
+        unsafe {
+            bindings::zone_device_folio_init(folio, self.state.pgmap.get(), 0);
+            LockedFolio::from_raw(core::ptr::NonNull::new_unchecked(folio))
+        }
+    }
+
+    /// Returns a page, in use or not.
+    pub(crate) fn page(&self, index: usize) -> RawPage {
+        let pfn = self.region.start() as usize / kernel::page::PAGE_SIZE + index;
+        RawPage::new(pfn)
+    }
+}
+
+impl Drop for RawPageMap {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants this is next.
+        unsafe { bindings::memunmap_pages(self.state.pgmap.get()) };
+    }
+}
+
+/// A struct page, of which there is one as long as a test looks at it.
+#[derive(Clone, Copy)]
+pub(crate) struct RawPage(*mut bindings::page);
+
+impl RawPage {
+    /// Looks at the page with a page frame number, which must be one.
+    pub(crate) fn new(pfn: usize) -> Self {
+        // SAFETY: Just an address.
+        Self(unsafe { bindings::pfn_to_page(pfn) })
+    }
+
+    fn folio(self) -> *mut bindings::folio {
+        self.0.cast()
+    }
+
+    /// Returns it as the folio that it is, if it is the first page of one.
+    pub(crate) fn as_folio<'a>(self) -> &'a Folio {
+        // SAFETY: The tests have this only where nobody splits or frees the folio.
+        unsafe { Folio::from_raw(self.folio()) }
+    }
+
+    pub(crate) fn ref_count(self) -> i32 {
+        // SAFETY: There is such a page.
+        unsafe { (*self.0)._refcount.counter }
+    }
+
+    /// Whether a flag is set, one of `pageflags_PG_*`.
+    pub(crate) fn has_flag(self, flag: bindings::pageflags) -> bool {
+        // SAFETY: There is such a page.
+        unsafe { (*self.0).flags.f & (1 << flag) != 0 }
+    }
+
+    /// Sets a flag, as users of the page do.
+    pub(crate) fn set_flag(self, flag: bindings::pageflags) {
+        // SAFETY: There is such a page, which nobody but the test uses.
+        unsafe { (*self.0).flags.f |= 1 << flag };
+    }
+
+    pub(crate) fn clear_flag(self, flag: bindings::pageflags) {
+        // SAFETY: There is such a page, which nobody but the test uses.
+        unsafe { (*self.0).flags.f &= !(1 << flag) };
+    }
+
+    /// Returns the `mapping` field of the folio.
+    pub(crate) fn mapping(self) -> usize {
+        // SAFETY: There is such a page.
+        unsafe { (*self.folio()).__bindgen_anon_1.__bindgen_anon_1.mapping as usize }
+    }
+
+    /// Has the folio look like anonymous memory.
+    pub(crate) fn set_anon_mapping(self) {
+        const FOLIO_MAPPING_ANON: usize = 1;
+        // SAFETY: There is such a page, which nobody but the test uses.
+        unsafe {
+            (*self.folio()).__bindgen_anon_1.__bindgen_anon_1.mapping =
+                core::ptr::without_provenance_mut(FOLIO_MAPPING_ANON)
+        };
+    }
+
+    /// Drops a reference that the test has, as `folio_put` does.
+    pub(crate) fn put(self) {
+        // SAFETY: The tests have one.
+        unsafe { bindings::folio_put(self.folio()) };
+    }
+}
+
+/// A long-term pin, as RDMA takes them, of a page of the test's own user memory.
+///
+/// # Invariants
+///
+/// Owns a pin of `page`.
+pub(crate) struct LongTermPin {
+    page: *mut bindings::page,
+}
+
+impl LongTermPin {
+    /// Pins the page at an address, to write to it.
+    pub(crate) fn new(addr: usize) -> Result<Self> {
+        let mut page = core::ptr::null_mut();
+        // SAFETY: There is room for one page.
+        let result = unsafe {
+            bindings::pin_user_pages_fast(
+                addr,
+                1,
+                bindings::FOLL_WRITE | bindings::FOLL_LONGTERM,
+                &mut page,
+            )
+        };
+        to_result(result)?;
+        if result != 1 {
+            return Err(EFAULT);
+        }
+        // INVARIANT: Just pinned.
+        Ok(Self { page })
+    }
+
+    /// Returns the page frame number.
+    pub(crate) fn pfn(&self) -> usize {
+        // SAFETY: By the type invariants the page stays.
+        unsafe { bindings::page_to_pfn(self.page) }
+    }
+}
+
+impl Drop for LongTermPin {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants the pin is ours.
+        unsafe { bindings::unpin_user_page(self.page) };
+    }
+}
+
+/// Collects device pages as a driver that evicts them does, and leaves them where they are.
+///
+/// Page frame numbers become the entries that `migrate_device_pfns` makes of them.
+pub(crate) fn collect_and_finalize(pfns: &mut [usize]) -> Result {
+    let mut dst = KVec::from_elem(0, pfns.len(), GFP_KERNEL)?;
+    let mut src = KVec::with_capacity(pfns.len(), GFP_KERNEL)?;
+    // SAFETY: These are page frame numbers of device memory that stays. There is an entry of each
+    // array for each page, and nothing is to be migrated.
+    unsafe {
+        to_result(bindings::migrate_device_pfns(pfns.as_mut_ptr(), pfns.len()))?;
+        // Finalizing changes the entries.
+        src.extend_from_slice(pfns, GFP_KERNEL)?;
+        bindings::migrate_device_finalize(src.as_mut_ptr(), dst.as_mut_ptr(), src.len());
+    }
+    Ok(())
+}
+
+/// Says that the memory of a page is broken.
+#[cfg(CONFIG_MEMORY_FAILURE)]
+pub(crate) fn memory_failure(pfn: usize) -> Result {
+    // SAFETY: This function can be called with any page frame number.
+    to_result(unsafe { bindings::memory_failure(pfn, 0) })
+}
