@@ -182,7 +182,9 @@ impl Device {
                 .source(index)
                 .page()
                 .and_then(|page| page.folio().page(page.index() + nr));
-            let device_page = folio.page(nr).and_then(|page| self.map.data().backing_of(page));
+            let device_page = folio
+                .page(nr)
+                .and_then(|page| self.map.data().backing_of(page));
             match (device_page, from) {
                 (Some(backing), Some(from)) => backing.copy_from(0, from)?,
                 (Some(backing), None) => backing.write(0, 0, &[0; PAGE_SIZE])?,

@@ -34,7 +34,7 @@ mod tests {
     };
 
     /// A page that is free is its driver's alone.
-    fn expect_free(page: RawPage) {
+    fn expect_free(page: RawPage<'_>) {
         kunit_expect_eq!(page.ref_count(), 0);
         kunit_expect_eq!(page.mapping(), 0);
         kunit_expect!(page.has_flag(PG_RESERVED));
@@ -42,7 +42,7 @@ mod tests {
     }
 
     /// A page that is handed out is an ordinary one.
-    fn expect_handed_out(page: RawPage) {
+    fn expect_handed_out(page: RawPage<'_>) {
         kunit_expect_eq!(page.ref_count(), 1);
         kunit_expect_eq!(page.mapping(), 0);
         kunit_expect!(!page.has_flag(PG_RESERVED));
@@ -107,7 +107,8 @@ mod tests {
         kunit_expect!(page.has_flag(PG_RESERVED));
         kunit_expect_eq!(map.nr_references(), nr_pages);
 
-        page.put();
+        // SAFETY: This is generic memory that nobody manages.
+        unsafe { page.put() };
         kunit_expect_eq!(page.ref_count(), 1);
         kunit_expect!(page.has_flag(PG_RESERVED));
         kunit_expect_eq!(map.nr_references(), nr_pages);

@@ -75,16 +75,11 @@ mod tests {
         Ok(pfns)
     }
 
-    /// Takes a reference on the folio of the first page, which is memory of the device.
-    fn reference(device: &Device, memory: &UserMemory) -> Result<ARef<Folio>> {
+    /// Takes a reference on the folio of the first page.
+    fn reference(memory: &UserMemory, select: Select<'_>) -> Result<ARef<Folio>> {
         let mut buffer = MigrateBuffer::new(1, GFP_KERNEL)?;
         let mmap = memory.mm().mmap_read_lock();
-        let pages = Collected::from_range(
-            &mmap,
-            addresses(memory, 0..1),
-            Select::device(device.owner()),
-            &mut buffer,
-        )?;
+        let pages = Collected::from_range(&mmap, addresses(memory, 0..1), select, &mut buffer)?;
         let source = pages.source(0);
         Ok(source.page().ok_or(EINVAL)?.folio().into())
     }
@@ -102,7 +97,11 @@ mod tests {
                 fill(&memory, 0..NR_PAGES, 2)?;
                 kunit_expect_eq!(device.nr_freed(), 0);
             }
-            let seed = if memory_type == MemoryType::Private { 1 } else { 2 };
+            let seed = if memory_type == MemoryType::Private {
+                1
+            } else {
+                2
+            };
             let nr_back = device.migrate_to_system(&memory, 0..NR_PAGES)?;
             kunit_expect_eq!(nr_back, NR_PAGES, "of type {memory_type:?}");
             kunit_expect_eq!(device.nr_freed(), NR_PAGES);
@@ -169,7 +168,7 @@ mod tests {
             fill(&memory, 0..NR_PAGES, 1)?;
             device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
 
-            let folio = reference(&device, &memory)?;
+            let folio = reference(&memory, Select::device(device.owner()))?;
             let select = Select::device(device.owner());
             let pfns = collect(&memory, 0..NR_PAGES, select)?;
             kunit_expect_eq!(pfns.len(), NR_PAGES - 1, "of type {memory_type:?}");
@@ -194,8 +193,11 @@ mod tests {
 
             let stays = memory_type == MemoryType::Generic;
             let pin = LongTermPin::new(memory.range().start)?;
-            let is_device_memory = RawPage::new(pin.pfn()).as_folio().is_zone_device();
-            kunit_expect_eq!(is_device_memory, stays, "of type {memory_type:?}");
+            kunit_expect_eq!(
+                pin.folio().is_zone_device(),
+                stays,
+                "of type {memory_type:?}"
+            );
 
             let nr_back = device.migrate_to_system(&memory, 0..NR_PAGES)?;
             kunit_expect_eq!(nr_back, NR_PAGES - 1, "of type {memory_type:?}");
@@ -223,8 +225,7 @@ mod tests {
                 let mut buffer = MigrateBuffer::new(NR_PAGES, GFP_KERNEL)?;
                 let mmap = memory.mm().mmap_read_lock();
                 let range = addresses(&memory, 0..NR_PAGES);
-                let mut pages =
-                    Collected::from_range(&mmap, range, Select::system(), &mut buffer)?;
+                let mut pages = Collected::from_range(&mmap, range, Select::system(), &mut buffer)?;
                 for index in 0..2 {
                     let folio = device.copy_to_device(&pages, index, 0)?;
                     pages.set_dst(index, folio, true)?;
@@ -239,8 +240,7 @@ mod tests {
                 let mut buffer = MigrateBuffer::new(NR_PAGES, GFP_KERNEL)?;
                 let mmap = memory.mm().mmap_read_lock();
                 let range = addresses(&memory, 0..NR_PAGES);
-                let mut pages =
-                    Collected::from_range(&mmap, range, Select::system(), &mut buffer)?;
+                let mut pages = Collected::from_range(&mmap, range, Select::system(), &mut buffer)?;
                 let folio = device.copy_to_device(&pages, 3, 0)?;
                 pages.set_dst(3, folio, true)?;
                 let migrated = pages.migrate();
@@ -361,14 +361,14 @@ mod tests {
             let memory = UserMemory::map_locked(NR_PAGES * PAGE_SIZE)?;
             fill(&memory, 0..NR_PAGES, 1)?;
             device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
-            let page = RawPage::new(device.map().start_pfn());
+            let page = RawPage::first_of_device(device.map());
             kunit_expect_eq!(page.ref_count(), 1, "of type {memory_type:?}");
             kunit_expect!(!page.has_flag(PG_MLOCKED), "of type {memory_type:?}");
 
             let nr_back = device.migrate_to_system(&memory, 0..1)?;
             kunit_expect_eq!(nr_back, 1, "of type {memory_type:?}");
-            let page = RawPage::new(collect(&memory, 0..1, Select::system())?[0]);
-            kunit_expect!(page.has_flag(PG_MLOCKED));
+            let folio = reference(&memory, Select::system())?;
+            kunit_expect!(RawPage::first_of(&folio).has_flag(PG_MLOCKED));
 
             // Nothing holds the pages any longer than they are mapped.
             drop(memory);
@@ -384,7 +384,7 @@ mod tests {
             let memory = user_memory()?;
             fill(&memory, 0..NR_PAGES, 1)?;
             device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
-            let pfn = reference(&device, &memory)?.pfn();
+            let pfn = reference(&memory, Select::device(device.owner()))?.pfn();
             // Private memory is not the CPU's to find broken.
             if memory_type != MemoryType::Private {
                 let result = raw::memory_failure(pfn);

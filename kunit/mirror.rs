@@ -110,7 +110,12 @@ mod tests {
                 device.migrate_to_device(&memory, 0..2, false)?;
             }
             let range = memory.range();
-            mirror.fault(range.clone(), Access::Write, FaultMode::Locked, device.owner())?;
+            mirror.fault(
+                range.clone(),
+                Access::Write,
+                FaultMode::Locked,
+                device.owner(),
+            )?;
 
             let mut byte = [0];
             for page in 0..NR_PAGES {
@@ -133,7 +138,12 @@ mod tests {
             let mirror = mirror(&memory)?;
             fill(&memory, 0..NR_PAGES, 1)?;
             let range = memory.range();
-            mirror.fault(range.clone(), Access::Read, FaultMode::Locked, device.owner())?;
+            mirror.fault(
+                range.clone(),
+                Access::Read,
+                FaultMode::Locked,
+                device.owner(),
+            )?;
             let is_mapped =
                 |page: usize| mirror.lock().get(range.start + page * PAGE_SIZE).is_some();
             kunit_expect!((0..NR_PAGES).all(is_mapped), "of type {memory_type:?}");
@@ -169,8 +179,16 @@ mod tests {
                     found[index] = device.owner().device_page(page).is_some();
                 }
             })?;
-            kunit_expect_eq!(present, [true, true, false, false], "of type {memory_type:?}");
-            kunit_expect_eq!(found, [true, false, false, false], "of type {memory_type:?}");
+            kunit_expect_eq!(
+                present,
+                [true, true, false, false],
+                "of type {memory_type:?}"
+            );
+            kunit_expect_eq!(
+                found,
+                [true, false, false, false],
+                "of type {memory_type:?}"
+            );
 
             // The private memory of one device is nothing that another could use.
             let mut present = [false; NR_PAGES];
@@ -178,7 +196,11 @@ mod tests {
                 present[index] = pfn.page().is_some();
             })?;
             let is_shown = memory_type != MemoryType::Private;
-            kunit_expect_eq!(present, [is_shown, true, false, false], "of type {memory_type:?}");
+            kunit_expect_eq!(
+                present,
+                [is_shown, true, false, false],
+                "of type {memory_type:?}"
+            );
             kunit_expect_eq!(device.nr_freed(), 0);
             Ok(())
         })
@@ -194,7 +216,11 @@ mod tests {
         for page in 0..2 {
             mirror.make_exclusive(range.start + page * PAGE_SIZE, device.owner())?;
         }
-        let is_exclusive = |page: usize| mirror.lock().any_exclusive(addresses(&memory, page..page + 1));
+        let is_exclusive = |page: usize| {
+            mirror
+                .lock()
+                .any_exclusive(addresses(&memory, page..page + 1))
+        };
         kunit_expect!(is_exclusive(0) && is_exclusive(1) && !is_exclusive(2));
 
         kunit_expect_eq!(nr_changed(&memory, 0..1, 1)?, 0);

@@ -58,7 +58,13 @@ mod tests {
     #[test]
     fn coherent_needs_operations_and_an_owner() -> Result {
         let settings = Settings::managed(COHERENT);
-        expect_rejected("without ops", Settings { ops: None, ..settings })?;
+        expect_rejected(
+            "without ops",
+            Settings {
+                ops: None,
+                ..settings
+            },
+        )?;
         expect_rejected(
             "without folio_free",
             Settings {
@@ -78,7 +84,13 @@ mod tests {
     #[test]
     fn private_needs_operations_and_an_owner() -> Result {
         let settings = Settings::managed(PRIVATE);
-        expect_rejected("without ops", Settings { ops: None, ..settings })?;
+        expect_rejected(
+            "without ops",
+            Settings {
+                ops: None,
+                ..settings
+            },
+        )?;
         expect_rejected(
             "without folio_free",
             Settings {

@@ -2,7 +2,10 @@
 
 //! What the abstractions do not let a driver do or see: pagemaps of any kind, the state of pages.
 
-use core::pin::Pin;
+use core::{
+    marker::PhantomData,
+    pin::Pin, //
+};
 use kernel::{
     bindings,
     error::{
@@ -14,7 +17,11 @@ use kernel::{
             Folio,
             LockedFolio, //
         },
-        pgmap::DeviceRegion, //
+        pgmap::{
+            DeviceRegion,
+            PageMap,
+            PageMapOps, //
+        }, //
     },
     prelude::*,
     str::CString,
@@ -134,11 +141,7 @@ impl RawPageMap {
         Self::memremap(state, region, settings)
     }
 
-    fn memremap(
-        state: Pin<KBox<State>>,
-        region: DeviceRegion,
-        settings: Settings,
-    ) -> Result<Self> {
+    fn memremap(state: Pin<KBox<State>>, region: DeviceRegion, settings: Settings) -> Result<Self> {
         let pgmap = state.pgmap.get();
         // SAFETY: The pagemap is not in use, so nobody else accesses it. It stays in its place
         // until `memunmap_pages` is called, and so do the operations.
@@ -196,9 +199,11 @@ impl RawPageMap {
     }
 
     /// Returns a page, in use or not.
-    pub(crate) fn page(&self, index: usize) -> RawPage {
+    pub(crate) fn page(&self, index: usize) -> RawPage<'_> {
+        assert!(index < self.nr_pages());
         let pfn = self.region.start() as usize / kernel::page::PAGE_SIZE + index;
-        RawPage::new(pfn)
+        // SAFETY: By the type invariants there is such a page.
+        unsafe { RawPage::from_pfn(pfn) }
     }
 }
 
@@ -209,68 +214,92 @@ impl Drop for RawPageMap {
     }
 }
 
-/// A struct page, of which there is one as long as a test looks at it.
+/// A page, in use or not, to look into.
+///
+/// # Invariants
+///
+/// There is such a struct page for the duration of `'a`. If it is free nobody but the test hands it
+/// out.
 #[derive(Clone, Copy)]
-pub(crate) struct RawPage(*mut bindings::page);
+pub(crate) struct RawPage<'a>(*mut bindings::page, PhantomData<&'a ()>);
 
-impl RawPage {
-    /// Looks at the page with a page frame number, which must be one.
-    pub(crate) fn new(pfn: usize) -> Self {
-        // SAFETY: Just an address.
-        Self(unsafe { bindings::pfn_to_page(pfn) })
+impl<'a> RawPage<'a> {
+    /// # Safety
+    ///
+    /// See the type invariants.
+    unsafe fn from_pfn(pfn: usize) -> Self {
+        // INVARIANT: By the safety requirements.
+        // SAFETY: This computes an address.
+        Self(unsafe { bindings::pfn_to_page(pfn) }, PhantomData)
+    }
+
+    /// Returns the first page of a folio.
+    pub(crate) fn first_of(folio: &'a Folio) -> Self {
+        // INVARIANT: The page is in use as long as the folio.
+        Self(folio.as_ptr().cast(), PhantomData)
+    }
+
+    /// Returns the first page of a device.
+    pub(crate) fn first_of_device<T: PageMapOps>(map: &'a PageMap<T>) -> Self {
+        // SAFETY: The pages of a `PageMap` are there as long as that.
+        unsafe { Self::from_pfn(map.start_pfn()) }
     }
 
     fn folio(self) -> *mut bindings::folio {
         self.0.cast()
     }
 
-    /// Returns it as the folio that it is, if it is the first page of one.
-    pub(crate) fn as_folio<'a>(self) -> &'a Folio {
-        // SAFETY: The tests have this only where nobody splits or frees the folio.
+    /// Returns the folio that it is, of a single page.
+    pub(crate) fn as_folio(self) -> &'a Folio {
+        // SAFETY: By the type invariants the page stays what it is.
         unsafe { Folio::from_raw(self.folio()) }
     }
 
     pub(crate) fn ref_count(self) -> i32 {
-        // SAFETY: There is such a page.
+        // SAFETY: By the type invariants there is such a page.
         unsafe { (*self.0)._refcount.counter }
     }
 
     /// Whether a flag is set, one of `pageflags_PG_*`.
     pub(crate) fn has_flag(self, flag: bindings::pageflags) -> bool {
-        // SAFETY: There is such a page.
+        // SAFETY: By the type invariants there is such a page.
         unsafe { (*self.0).flags.f & (1 << flag) != 0 }
     }
 
     /// Sets a flag, as users of the page do.
     pub(crate) fn set_flag(self, flag: bindings::pageflags) {
-        // SAFETY: There is such a page, which nobody but the test uses.
+        // SAFETY: By the type invariants there is such a page. Nobody but the test uses it.
         unsafe { (*self.0).flags.f |= 1 << flag };
     }
 
     pub(crate) fn clear_flag(self, flag: bindings::pageflags) {
-        // SAFETY: There is such a page, which nobody but the test uses.
+        // SAFETY: By the type invariants there is such a page. Nobody but the test uses it.
         unsafe { (*self.0).flags.f &= !(1 << flag) };
     }
 
     /// Returns the `mapping` field of the folio.
     pub(crate) fn mapping(self) -> usize {
-        // SAFETY: There is such a page.
+        // SAFETY: By the type invariants there is such a page.
         unsafe { (*self.folio()).__bindgen_anon_1.__bindgen_anon_1.mapping as usize }
     }
 
     /// Has the folio look like anonymous memory.
     pub(crate) fn set_anon_mapping(self) {
         const FOLIO_MAPPING_ANON: usize = 1;
-        // SAFETY: There is such a page, which nobody but the test uses.
+        // SAFETY: By the type invariants there is such a page. Nobody but the test uses it.
         unsafe {
             (*self.folio()).__bindgen_anon_1.__bindgen_anon_1.mapping =
                 core::ptr::without_provenance_mut(FOLIO_MAPPING_ANON)
         };
     }
 
-    /// Drops a reference that the test has, as `folio_put` does.
-    pub(crate) fn put(self) {
-        // SAFETY: The tests have one.
+    /// Drops the last reference on a page that gets it back.
+    ///
+    /// # Safety
+    ///
+    /// The page must be generic memory that nobody manages.
+    pub(crate) unsafe fn put(self) {
+        // SAFETY: By the safety requirements there is a reference, and the page is never free.
         unsafe { bindings::folio_put(self.folio()) };
     }
 }
@@ -305,10 +334,10 @@ impl LongTermPin {
         Ok(Self { page })
     }
 
-    /// Returns the page frame number.
-    pub(crate) fn pfn(&self) -> usize {
-        // SAFETY: By the type invariants the page stays.
-        unsafe { bindings::page_to_pfn(self.page) }
+    /// Returns the folio, if the page is the first of it.
+    pub(crate) fn folio(&self) -> &Folio {
+        // SAFETY: By the type invariants the folio stays.
+        unsafe { Folio::from_raw(self.page.cast()) }
     }
 }
 

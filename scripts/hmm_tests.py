@@ -16,6 +16,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import ktap
 import vm
 
 DRIVERS = ("test_hmm", "test_hmm_rs")  # in C and in Rust
@@ -158,19 +159,6 @@ class Progress:
             print(done, end="", file=sys.stderr, flush=True)
 
 
-def check_ktap(lines, tree):
-    """What the kernel's own parser thinks of the output; None if it is content."""
-    sys.path.insert(0, str(tree / "tools/testing/kunit"))
-    # pylint: disable=import-outside-toplevel,import-error
-    from kunit_parser import TestStatus, parse_run_tests
-    from kunit_printer import Printer
-
-    test = parse_run_tests(lines, Printer(print=False))
-    if test.status in (TestStatus.SUCCESS, TestStatus.SKIPPED, TestStatus.FAILURE):
-        return None
-    return f"the output is no complete KTAP: {test.status.name}"
-
-
 def run_tests(run, results, pattern="*", timeout=TIMEOUT, only=None):
     """Boots a VM and fills in run, with the tests that match or with those in only."""
     program = build_tests(run.source)
@@ -213,7 +201,7 @@ def run_tests(run, results, pattern="*", timeout=TIMEOUT, only=None):
     if not run.problem and result.status and not run.failed():
         run.problem = "\n".join([f"status {result.status} after the tests:", *output[-5:]])
     if not run.problem:
-        run.problem = check_ktap(output, source_tree(run.source))
+        run.problem = ktap.problem(ktap.parse(output, source_tree(run.source)))
     if run.kernel != "base":  # what is wrong with that one is compare's to say
         vm.report(result, console)
     return run
