@@ -19,9 +19,10 @@ kernel-name := $(if $(filter debug,$(KCONFIG)),debug,series)
 
 .PHONY: help
 help:
-	@echo 'make run            install what is missing, build, boot, run hmm-tests on'
-	@echo '                    managed generic memory'
-	@echo 'make test           everything that CI runs: check, compare, clippy, rustdoc'
+	@echo 'make run            install what is missing, build, boot, run hmm-tests and'
+	@echo '                    hmm-selftests on managed generic memory'
+	@echo 'make test           everything that CI runs: check, cargo-test, kunit, compare,'
+	@echo '                    selftests, clippy, rustdoc'
 	@echo 'make deps           install what is missing'
 	@echo 'make tree           build/linux: base kernel and series, KERNEL=/path for your tree'
 	@echo 'make kernel         build/kernel, the patched kernel'
@@ -29,6 +30,10 @@ help:
 	@echo 'make debug-kernel   build/debug: KASAN, lockdep, ...; KCONFIG=debug uses it'
 	@echo 'make hmm-tests      DRIVER=test_hmm_rs|test_hmm TYPES=private,coherent,generic'
 	@echo '                    FILTER=glob SOURCE=series|base'
+	@echo 'make selftests      hmm-selftests: DRIVERS=... TYPES=... ARGS="filters, options"'
+	@echo 'make defects        what is wrong with the driver in C, one boot a row'
+	@echo 'make cargo-test     unit tests of hmm-selftests, which need no VM'
+	@echo 'make kunit          KUnit suites, built in and of modules'
 	@echo 'make compare        unpatched and patched kernel, one table'
 	@echo 'make vm             CMD="command", or a shell'
 	@echo 'make check          patches apply, equal the tree, pass checkpatch; BISECT=1 builds each'
@@ -51,7 +56,7 @@ kernel-base: tree
 debug-kernel: tree
 	@scripts/kernel debug
 
-.PHONY: vm hmm-tests compare
+.PHONY: vm hmm-tests compare kunit selftests defects cargo-test
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
@@ -60,6 +65,19 @@ hmm-tests: $(kernel-target) $(if $(filter base,$(SOURCE)),kernel-base)
 	@scripts/hmm_tests.py --kernel $(kernel-name) \
 		$(if $(DRIVER),--driver '$(DRIVER)') $(if $(SOURCE),--source '$(SOURCE)') \
 		$(if $(TYPES),--types '$(TYPES)') $(if $(FILTER),--filter '$(FILTER)')
+
+kunit: $(kernel-target)
+	@scripts/kunit_suites.py --kernel $(kernel-name)
+
+selftests: $(kernel-target)
+	@scripts/selftests.py --kernel $(kernel-name) $(if $(DRIVERS),--drivers '$(DRIVERS)') \
+		$(if $(TYPES),--types '$(TYPES)') -- $(value ARGS)
+
+defects: kernel
+	@scripts/defects.py $(if $(DRIVER),--driver '$(DRIVER)')
+
+cargo-test: tree
+	@scripts/cargo test
 
 compare: kernel kernel-base
 	@scripts/compare.py
@@ -78,6 +96,8 @@ export:
 run: kernel
 	@scripts/hmm_tests.py $(if $(DRIVER),--driver '$(DRIVER)') --types generic \
 		--results build/results/run
+	@scripts/selftests.py --drivers '$(or $(DRIVER),test_hmm_rs)' --types generic \
+		--results build/results/run-selftests
 
 test:
 	@scripts/test

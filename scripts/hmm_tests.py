@@ -117,7 +117,7 @@ def select_tests(program, memory_type, pattern):
 def module_parameters(run):
     """What the driver is loaded with: base's way, which is all types, or one type."""
     parameters = []
-    if run.source == "series":
+    if run.source != "base":
         parameters.append(f"device_type={run.type}")
     # test_hmm_rs finds the memory by itself.
     if run.driver == "test_hmm" and (run.source == "base" or run.type != "private"):
@@ -159,6 +159,32 @@ class Progress:
             print(done, end="", file=sys.stderr, flush=True)
 
 
+def boot(run, command, folder, timeout, on_line):
+    """Boots a VM, loads run's driver, runs the tests' command and unloads the driver.
+
+    Fills in what run says of the whole; returns the VM's result, and the lines printed.
+    """
+    console = folder / "console.log"
+    guest = vm.TOP / "scripts/guest"
+    parameters = " ".join(module_parameters(run))
+    load = f"{shlex.quote(str(guest / 'load-driver'))} {run.driver} {parameters}"
+    unload = f"{shlex.quote(str(guest / 'unload-driver'))} {run.driver}"
+    commands = ["exec 2>&1", f"{load} || exit", command, "status=$?"]
+    if run.kernel != "base":  # whose driver may have died, and would not go
+        commands.append(f"{unload} || exit")
+    commands.append("exit $status")
+    result = vm.run(run.kernel, "\n".join(commands), console, timeout, on_line)
+    print(f"\r    done in {result.seconds:.0f} s" + " " * 40, file=sys.stderr)
+    output = [line for _, line in result.lines]
+    (folder / "ktap").write_text("\n".join(output) + "\n")
+    run.seconds = round(result.seconds, 1)
+    run.splats = result.splats
+    run.problem = result.problem()
+    if run.kernel != "base":  # what is wrong with that one is compare's to say
+        vm.report(result, console)
+    return result, output
+
+
 def run_tests(run, results, pattern="*", timeout=TIMEOUT, only=None):
     """Boots a VM and fills in run, with the tests that match or with those in only."""
     program = build_tests(run.source)
@@ -169,27 +195,14 @@ def run_tests(run, results, pattern="*", timeout=TIMEOUT, only=None):
         selected = [name for name in selected if name not in left_out]
     if not selected:
         raise vm.VmError(f"no hmm-tests of type {run.type} match FILTER={pattern}")
-    folder = results / (f"{run.name}-again" if only else run.name)
-    console = folder / "console.log"
-    parameters = " ".join(module_parameters(run))
     tests = " ".join(f"-r {name}" for name in selected)
-    load = f"{shlex.quote(str(vm.TOP / 'scripts/guest/load-driver'))} {run.driver} {parameters}"
-    unload = f"{shlex.quote(str(vm.TOP / 'scripts/guest/unload-driver'))} {run.driver}"
-    commands = ["exec 2>&1", f"{load} || exit", f"{shlex.quote(str(program))} {tests}", "status=$?"]
-    if run.kernel != "base":  # whose driver may have died, and would not go
-        commands.append(f"{unload} || exit")
-    commands.append("exit $status")
     progress = Progress(run, len(selected))
     print(f"==> hmm-tests: {run.name}, {len(selected)} tests", file=sys.stderr)
-    result = vm.run(run.kernel, "\n".join(commands), console, timeout, progress.line)
-    print(f"\r    done in {result.seconds:.0f} s" + " " * 40, file=sys.stderr)
+    folder = results / (f"{run.name}-again" if only else run.name)
+    command = f"{shlex.quote(str(program))} {tests}"
+    result, output = boot(run, command, folder, timeout, progress.line)
     if progress.current:
         progress.add(progress.current, "hang" if result.timed_out else "crash", result.seconds)
-    output = [line for _, line in result.lines]
-    (folder / "ktap").write_text("\n".join(output) + "\n")
-    run.seconds = round(result.seconds, 1)
-    run.splats = result.splats
-    run.problem = result.problem()
     seen = {test["name"] for test in run.tests}
     missing = [name for name in selected if name not in seen]
     for name in missing:
@@ -202,8 +215,6 @@ def run_tests(run, results, pattern="*", timeout=TIMEOUT, only=None):
         run.problem = "\n".join([f"status {result.status} after the tests:", *output[-5:]])
     if not run.problem:
         run.problem = ktap.problem(ktap.parse(output, source_tree(run.source)))
-    if run.kernel != "base":  # what is wrong with that one is compare's to say
-        vm.report(result, console)
     return run
 
 
@@ -220,12 +231,12 @@ def test_name(name):
     return f"{fixture}.{test}"
 
 
-def print_table(runs, headings):
+def print_table(runs, headings, row_name=test_name):
     """One line a test, one column a run, which is named by those of its fields."""
     rows = {}
     for number, run in enumerate(runs):
         for test in run.tests:
-            rows.setdefault(test_name(test["name"]), {})[number] = test
+            rows.setdefault(row_name(test["name"]), {})[number] = test
     width = max(map(len, rows), default=4)
 
     def line(name, texts):
@@ -285,11 +296,15 @@ def main():
     write_summary(args.results, runs, ok)
     print_table(runs, ("driver", "type"))
     print_failures(runs)
+    print_totals(runs)
+    return 0 if ok else 1
+
+
+def print_totals(runs):
     passed = sum(t["result"] == "pass" for r in runs for t in r.tests)
     skipped = sum(t["result"] == "skip" for r in runs for t in r.tests)
     failed = sum(len(r.failed()) for r in runs)
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
-    return 0 if ok else 1
 
 
 if __name__ == "__main__":

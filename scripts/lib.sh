@@ -87,6 +87,19 @@ find_rustc() {
 	return 1
 }
 
+# For selftests/: with what edition 2024 and its lock file need, clippy and rustfmt.
+find_cargo() {
+	local cargo
+	for cargo in "${CARGO:-}" cargo /usr/bin/cargo; do
+		cargo=$(command -v "$cargo") || continue
+		version_at_least "$("$cargo" --version 2>/dev/null | cut -d' ' -f2)" 1.85.0 &&
+		"$cargo" clippy --version >/dev/null 2>&1 &&
+		"$cargo" fmt --version >/dev/null 2>&1 &&
+			printf '%s\n' "$cargo" && return
+	done
+	return 1
+}
+
 have_bindgen() {
 	local version
 	version=$(bindgen --version 2>/dev/null | cut -d' ' -f2)

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Runs hmm-selftests in the VM, one boot for each driver and memory type.
+
+Writes KTAP, the console log and summary.json to the results folder and prints a
+table. Fails when a test fails, when the kernel complains, or when the guest
+does not get to the end.
+"""
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import hmm_tests
+import ktap
+import vm
+from hmm_tests import DRIVERS, Run
+
+TYPES = hmm_tests.TYPES["series"]
+TIMEOUT = 900  # seconds for all tests of a type
+# A debug kernel is that much slower.
+DEBUG_TIMEOUT_FACTOR = 4
+
+VERDICT = re.compile(r"^ {4}(ok|not ok) \d+ (\S+)")
+RESULTS = {"SUCCESS": "pass", "FAILURE": "fail", "SKIPPED": "skip"}
+
+
+def build():
+    """Builds the program and returns its path."""
+    if subprocess.run([vm.TOP / "scripts/cargo", "build"], check=False).returncode:
+        raise vm.VmError("cannot build hmm-selftests")
+    return vm.BUILD / "selftests/release/hmm-selftests"
+
+
+def run_tests(run, results, arguments, timeout):
+    """Boots a VM and fills in run."""
+    arguments = ["--type", run.type, *arguments]
+    if run.kernel == "debug":
+        timeout *= DEBUG_TIMEOUT_FACTOR
+        arguments += ["--timeout-factor", str(DEBUG_TIMEOUT_FACTOR)]
+    verdicts = [(0.0, None)]
+
+    def line(seconds, text):
+        if verdict := VERDICT.match(text):
+            verdicts.append((seconds, verdict[2]))
+
+    print(f"==> hmm-selftests: {run.name}", file=sys.stderr)
+    command = shlex.join([str(build()), *arguments])
+    result, output = hmm_tests.boot(run, command, results / run.name, timeout, line)
+    duration = {
+        name: seconds - before for (before, _), (seconds, name) in zip(verdicts, verdicts[1:])
+    }
+    document = ktap.parse(output)
+    for path, test in ktap.cases(document):
+        outcome = RESULTS.get(test.status.name, "crash")
+        run.tests.append(
+            {
+                "name": path[-1],
+                "result": outcome,
+                "seconds": round(duration.get(path[-1], 0), 2),
+                "detail": [] if outcome == "pass" else test.log,
+            }
+        )
+    if not run.problem:
+        run.problem = ktap.problem(document)
+    if not run.problem and result.status and not run.failed():
+        run.problem = "\n".join([f"status {result.status} after the tests:", *output[-5:]])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernel", default="series", choices=("series", "debug"))
+    parser.add_argument("--drivers", default=",".join(DRIVERS), help="comma-separated")
+    parser.add_argument("--types", default=",".join(TYPES), help="comma-separated")
+    parser.add_argument("--timeout", default=TIMEOUT, type=float, help="seconds for each boot")
+    parser.add_argument("--results", default=vm.BUILD / "results/selftests", type=Path)
+    parser.add_argument("arguments", nargs="*", help="for hmm-selftests, after --")
+    args = parser.parse_args()
+    drivers, types = args.drivers.split(","), args.types.split(",")
+    for name, known in [(d, DRIVERS) for d in drivers] + [(t, TYPES) for t in types]:
+        if name not in known:
+            parser.error(f"unknown '{name}', use {','.join(known)}")
+
+    runs = []
+    hmm_tests.write_summary(args.results, runs, False)
+    for driver in drivers:
+        for memory_type in types:
+            runs.append(Run(args.kernel, "selftests", driver, memory_type))
+            run_tests(runs[-1], args.results, args.arguments, args.timeout)
+    ok = all(run.ok() for run in runs)
+    hmm_tests.write_summary(args.results, runs, ok)
+    hmm_tests.print_table(runs, ("driver", "type"), str)
+    hmm_tests.print_failures(runs)
+    hmm_tests.print_totals(runs)
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except vm.VmError as error:
+        sys.exit(f"error: {error}")
