@@ -135,7 +135,6 @@ struct ChunkState {
 /// State of a [`Pool`].
 pub(crate) struct State {
     chunks: KVec<Option<ChunkState>>,
-    nr_in_use: usize,
 }
 
 impl State {
@@ -205,7 +204,6 @@ impl Pool {
                     }
                     chunks
                 },
-                nr_in_use: 0,
             }),
         })
     }
@@ -250,7 +248,9 @@ impl Pool {
 
     /// Returns the number of pages that are in use.
     pub(crate) fn nr_in_use(&self) -> usize {
-        self.state.lock().nr_in_use
+        let state = self.state.lock();
+        let chunks = state.chunks.iter().flatten();
+        chunks.map(|chunk| chunk.free.nr_in_use()).sum()
     }
 
     /// Returns whether there are `nr_pages` free pages, and, if `large`, a whole block.
@@ -287,7 +287,6 @@ impl Pool {
             .iter_mut()
             .enumerate()
             .find_map(|(number, chunk)| Some((number, chunk.as_mut()?.free.take(order)?)))?;
-        state.nr_in_use += 1 << order;
         state.link(owner, PageIndex::new(number, page), order);
 
         let chunk = state.chunks[number].as_mut()?;
@@ -302,7 +301,6 @@ impl Pool {
         let mut state = self.state.lock();
 
         state.unlink(PageIndex::new(number, pages.start));
-        state.nr_in_use -= pages.len();
         if let Some(chunk) = state.chunks[number].as_mut() {
             for page in &mut chunk.pages[pages.clone()] {
                 page.backing = None;

@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Mappings of the test's own address space.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+use nix::errno::Errno;
+use nix::sys::mman::{
+    MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, mremap,
+    munmap,
+};
+
+use crate::pattern::{self, Mismatch};
+
+/// Bytes of a page.
+pub const PAGE_SIZE: usize = 4096;
+/// Pages of a huge page, which a PMD maps.
+pub const HUGE_PAGES: usize = 512;
+/// Bytes of a huge page.
+pub const HUGE_PAGE_SIZE: usize = HUGE_PAGES * PAGE_SIZE;
+
+const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
+const PRIVATE: MapFlags = MapFlags::MAP_PRIVATE;
+const WORDS: usize = PAGE_SIZE / size_of::<u64>();
+
+/// A range of the address space; nothing needs to be mapped there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pages {
+    /// Address of the first page.
+    pub addr: usize,
+    /// Number of pages.
+    pub count: usize,
+}
+
+impl Pages {
+    /// Size in bytes.
+    pub fn bytes(self) -> usize {
+        self.count * PAGE_SIZE
+    }
+
+    /// Some pages of these, numbered from 0.
+    pub fn part(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.count, "{range:?} of {self:?}");
+        Self { addr: self.addr + range.start * PAGE_SIZE, count: range.len() }
+    }
+}
+
+/// An owned mapping; pages are numbered from 0.
+///
+/// It starts at a multiple of 2 MB. Inaccessible guards before and after it keep
+/// neighbours away: what a device does to one mapping cannot be due to another,
+/// and no huge page crosses its ends.
+///
+/// No reference to its memory ever exists: all access is volatile and copies, for
+/// devices and other processes change the memory, too.
+#[derive(Debug)]
+pub struct Mapping {
+    addr: usize,
+    count: usize,
+    /// Pages not yet unmapped or moved away, in order.
+    mapped: Vec<Range<usize>>,
+    /// Everything reserved, guards included, in bytes.
+    reserved: Range<usize>,
+    /// What patterns call page 0: a mapping moved elsewhere keeps its numbers.
+    first_page: usize,
+}
+
+impl Mapping {
+    /// Private anonymous memory, readable and writable. Huge pages: as the system's
+    /// default is.
+    pub fn anonymous(count: usize) -> Result<Self, Errno> {
+        Self::new(count, READ_WRITE, PRIVATE)
+    }
+
+    /// Private anonymous memory that never gets huge pages.
+    pub fn small(count: usize) -> Result<Self, Errno> {
+        let mapping = Self::anonymous(count)?;
+        mapping.madvise(0..count, MmapAdvise::MADV_NOHUGEPAGE)?;
+        Ok(mapping)
+    }
+
+    /// Private anonymous memory that gets huge pages where it can.
+    pub fn huge(count: usize) -> Result<Self, Errno> {
+        let mapping = Self::anonymous(count)?;
+        mapping.madvise(0..count, MmapAdvise::MADV_HUGEPAGE)?;
+        Ok(mapping)
+    }
+
+    /// Shared anonymous memory.
+    pub fn shared(count: usize) -> Result<Self, Errno> {
+        Self::new(count, READ_WRITE, MapFlags::MAP_SHARED)
+    }
+
+    /// Private memory of hugetlbfs; `count` is a multiple of [`HUGE_PAGES`].
+    /// `ENOMEM` if the system has not set aside enough of it.
+    pub fn hugetlb(count: usize) -> Result<Self, Errno> {
+        Self::new(count, READ_WRITE, PRIVATE | MapFlags::MAP_HUGETLB)
+    }
+
+    /// Anonymous memory with these protections and flags.
+    pub fn new(count: usize, prot: ProtFlags, flags: MapFlags) -> Result<Self, Errno> {
+        let mapping = Self::reserve(count, 0)?;
+        let (addr, len) = mapping.place();
+        // SAFETY: The range is this mapping's own reservation.
+        unsafe { mmap_anonymous(Some(addr), len, prot, flags | MapFlags::MAP_FIXED)? };
+        Ok(mapping)
+    }
+
+    /// The first `count` pages of a file or device, readable and writable.
+    /// `flags` is `MAP_SHARED` or `MAP_PRIVATE`.
+    pub fn file(file: impl AsFd, count: usize, flags: MapFlags) -> Result<Self, Errno> {
+        let mapping = Self::reserve(count, 0)?;
+        let (addr, len) = mapping.place();
+        // SAFETY: The range is this mapping's own reservation.
+        unsafe { mmap(Some(addr), len, READ_WRITE, flags | MapFlags::MAP_FIXED, file, 0)? };
+        Ok(mapping)
+    }
+
+    /// Reserves address space, `skew` pages behind a multiple of 2 MB.
+    fn reserve(count: usize, skew: usize) -> Result<Self, Errno> {
+        assert!(count > 0 && skew < HUGE_PAGES);
+        let bytes = count * PAGE_SIZE;
+        // One huge page in front, one behind, one for alignment, one for the skew.
+        let len = bytes.next_multiple_of(HUGE_PAGE_SIZE) + 4 * HUGE_PAGE_SIZE;
+        let len = NonZeroUsize::new(len).expect("not zero");
+        let flags = PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: The kernel picks a free range.
+        let start = unsafe { mmap_anonymous(None, len, ProtFlags::PROT_NONE, flags)? };
+        let start = start.addr().get();
+        let addr = (start + HUGE_PAGE_SIZE).next_multiple_of(HUGE_PAGE_SIZE) + skew * PAGE_SIZE;
+        Ok(Self {
+            addr,
+            count,
+            mapped: std::iter::once(0..count).collect(),
+            reserved: start..start + len.get(),
+            first_page: 0,
+        })
+    }
+
+    fn place(&self) -> (NonZeroUsize, NonZeroUsize) {
+        let len = self.count * PAGE_SIZE;
+        (
+            NonZeroUsize::new(self.addr).expect("not at 0"),
+            NonZeroUsize::new(len).expect("not empty"),
+        )
+    }
+
+    /// Number of pages, unmapped ones included.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The whole range.
+    pub fn all(&self) -> Pages {
+        Pages { addr: self.addr, count: self.count }
+    }
+
+    /// Part of the range.
+    pub fn pages(&self, range: Range<usize>) -> Pages {
+        self.all().part(range)
+    }
+
+    /// What patterns call page 0 of this mapping.
+    pub fn first_page(&self) -> usize {
+        self.first_page
+    }
+
+    fn is_mapped(&self, range: &Range<usize>) -> bool {
+        self.mapped.iter().any(|piece| piece.start <= range.start && range.end <= piece.end)
+    }
+
+    fn word_at(&self, page: usize, index: usize) -> *mut u64 {
+        assert!(index < WORDS);
+        assert!(self.is_mapped(&(page..page + 1)), "page {page} is not mapped");
+        let addr = self.addr + page * PAGE_SIZE + index * size_of::<u64>();
+        std::ptr::with_exposed_provenance_mut(addr)
+    }
+
+    /// Reads word `index` (of 512) of a page.
+    pub fn read(&self, page: usize, index: usize) -> u64 {
+        // SAFETY: Aligned, in a piece of the address space that is ours, and without
+        // any reference to it. Where the protection forbids it, the CPU faults.
+        unsafe { self.word_at(page, index).read_volatile() }
+    }
+
+    /// Writes word `index` (of 512) of a page.
+    pub fn write(&self, page: usize, index: usize, word: u64) {
+        // SAFETY: As in `read`.
+        unsafe { self.word_at(page, index).write_volatile(word) }
+    }
+
+    /// Copies pages out.
+    pub fn contents(&self, range: Range<usize>) -> Vec<u8> {
+        range
+            .flat_map(|page| (0..WORDS).map(move |index| (page, index)))
+            .flat_map(|(page, index)| self.read(page, index).to_ne_bytes())
+            .collect()
+    }
+
+    /// Reads one word of each page, to fault it in.
+    pub fn touch(&self, range: Range<usize>) {
+        for page in range {
+            self.read(page, 0);
+        }
+    }
+
+    /// Writes the pattern of `generation`, see [`pattern`].
+    pub fn fill(&self, range: Range<usize>, generation: u32) {
+        for page in range {
+            for index in 0..WORDS {
+                let word = pattern::word(self.first_page + page, generation, index);
+                self.write(page, index, word);
+            }
+        }
+    }
+
+    /// Checks that the CPU sees the pattern of `generation`; 0: all zeroes.
+    pub fn check(&self, range: Range<usize>, generation: u32) -> Result<(), Mismatch> {
+        for page in range {
+            for index in 0..WORDS {
+                let found = self.read(page, index);
+                pattern::check_word(self.first_page + page, generation, index, found)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pointer(&self, range: &Range<usize>) -> NonNull<std::ffi::c_void> {
+        assert!(self.is_mapped(range) && !range.is_empty(), "{range:?} is not all mapped");
+        let addr = self.addr + range.start * PAGE_SIZE;
+        NonNull::new(std::ptr::with_exposed_provenance_mut(addr)).expect("not at 0")
+    }
+
+    /// mprotect(2) of some pages.
+    pub fn mprotect(&self, range: Range<usize>, prot: ProtFlags) -> Result<(), Errno> {
+        // SAFETY: The range is ours, and there are no references to it.
+        unsafe { mprotect(self.pointer(&range), range.len() * PAGE_SIZE, prot) }
+    }
+
+    /// madvise(2) of some pages.
+    pub fn madvise(&self, range: Range<usize>, advice: MmapAdvise) -> Result<(), Errno> {
+        // SAFETY: The range is ours, and there are no references to it.
+        unsafe { madvise(self.pointer(&range), range.len() * PAGE_SIZE, advice) }
+    }
+
+    /// munmap(2) of some pages. Whatever the process maps next may be placed there.
+    pub fn munmap(&mut self, range: Range<usize>) -> Result<(), Errno> {
+        // SAFETY: The range is ours, and there are no references to it.
+        unsafe { munmap(self.pointer(&range), range.len() * PAGE_SIZE)? };
+        self.forget(&range);
+        Ok(())
+    }
+
+    /// mremap(2) of some pages to another place, `skew` pages behind a multiple of
+    /// 2 MB. Their patterns keep the numbers of their pages.
+    pub fn mremap(&mut self, range: Range<usize>, skew: usize) -> Result<Self, Errno> {
+        let moved = self.move_to(range.clone(), skew, MRemapFlags::empty())?;
+        self.forget(&range);
+        Ok(moved)
+    }
+
+    /// As [`mremap`](Self::mremap), but leaves an empty mapping behind
+    /// (`MREMAP_DONTUNMAP`).
+    pub fn mremap_dontunmap(&mut self, range: Range<usize>, skew: usize) -> Result<Self, Errno> {
+        const DONTUNMAP: MRemapFlags = MRemapFlags::from_bits_retain(nix::libc::MREMAP_DONTUNMAP);
+        self.move_to(range, skew, DONTUNMAP)
+    }
+
+    fn move_to(&self, range: Range<usize>, skew: usize, flags: MRemapFlags) -> Result<Self, Errno> {
+        let old = self.pointer(&range);
+        let mut moved = Self::reserve(range.len(), skew)?;
+        moved.first_page = self.first_page + range.start;
+        let new = moved.pointer(&(0..range.len()));
+        let len = range.len() * PAGE_SIZE;
+        let flags = flags | MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
+        // SAFETY: Both ranges are ours, and there are no references to them.
+        unsafe { mremap(old, len, len, flags, Some(new))? };
+        Ok(moved)
+    }
+
+    fn forget(&mut self, range: &Range<usize>) {
+        self.mapped = without(&self.mapped, range);
+    }
+}
+
+/// `pieces` without `range`.
+fn without(pieces: &[Range<usize>], range: &Range<usize>) -> Vec<Range<usize>> {
+    pieces
+        .iter()
+        .flat_map(|piece| {
+            [piece.start..piece.end.min(range.start), piece.start.max(range.end)..piece.end]
+        })
+        .filter(|piece| !piece.is_empty())
+        .collect()
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // Only what is still ours: others may have been given the holes.
+        let address = |page: usize| self.addr + page * PAGE_SIZE;
+        let mut owned: Vec<_> =
+            self.mapped.iter().map(|piece| address(piece.start)..address(piece.end)).collect();
+        owned.push(self.reserved.start..self.addr);
+        owned.push(address(self.count)..self.reserved.end);
+        for range in owned {
+            let addr = std::ptr::with_exposed_provenance_mut(range.start);
+            let addr = NonNull::new(addr).expect("not at 0");
+            // SAFETY: These are ours, and there are no references to them.
+            unsafe { munmap(addr, range.len()).expect("munmap of our own memory") };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_part() {
+        let pieces = [0..4, 6..10];
+        assert_eq!(without(&pieces, &(1..2)), [0..1, 2..4, 6..10]);
+        assert_eq!(without(&pieces, &(0..5)), without(&pieces, &(0..4)));
+        assert_eq!(without(&pieces, &(8..10)), [0..4, 6..8]);
+    }
+
+    #[test]
+    fn aligned_filled_checked() {
+        let mapping = Mapping::small(5).unwrap();
+        assert_eq!(mapping.all().addr % HUGE_PAGE_SIZE, 0);
+        assert_eq!(mapping.check(0..5, 0), Ok(()));
+        mapping.fill(1..4, 2);
+        assert_eq!(mapping.check(1..4, 2), Ok(()));
+        assert_eq!(mapping.check(4..5, 0), Ok(()));
+        assert_eq!(mapping.contents(1..4), pattern::pages(1, 3, 2));
+        mapping.write(2, 3, 1);
+        let mismatch = mapping.check(1..4, 2).unwrap_err();
+        assert_eq!((mismatch.page, mismatch.offset, mismatch.found), (2, 24, 1));
+    }
+
+    #[test]
+    fn moved_pages_keep_their_pattern() {
+        let mut mapping = Mapping::small(8).unwrap();
+        mapping.fill(0..8, 1);
+        let moved = mapping.mremap(2..5, 3).unwrap();
+        assert_eq!(moved.all().addr % HUGE_PAGE_SIZE, 3 * PAGE_SIZE);
+        assert_eq!(moved.check(0..3, 1), Ok(()));
+        assert_eq!(moved.first_page(), 2);
+        let left_empty = mapping.mremap_dontunmap(6..8, 0).unwrap();
+        assert_eq!(left_empty.check(0..2, 1), Ok(()));
+        assert_eq!(mapping.check(6..8, 0), Ok(()));
+        assert_eq!(mapping.check(5..6, 1), Ok(()));
+    }
+
+    #[test]
+    #[should_panic(expected = "page 1 is not mapped")]
+    fn unmapped_pages_are_refused() {
+        let mut mapping = Mapping::small(3).unwrap();
+        mapping.munmap(1..2).unwrap();
+        mapping.read(1, 0);
+    }
+
+    #[test]
+    fn drop_leaves_what_others_mapped_into_the_hole() {
+        let mut mapping = Mapping::small(3).unwrap();
+        mapping.munmap(1..2).unwrap();
+        let hole = NonZeroUsize::new(mapping.pages(1..2).addr).unwrap();
+        let len = NonZeroUsize::new(PAGE_SIZE).unwrap();
+        let flags = PRIVATE | MapFlags::MAP_FIXED_NOREPLACE;
+        // SAFETY: The page was unmapped above; the kernel refuses if it is not free.
+        let other = unsafe { mmap_anonymous(Some(hole), len, READ_WRITE, flags).unwrap() };
+        drop(mapping);
+        // SAFETY: Mapped above, and unmapped by nothing else.
+        unsafe {
+            other.cast::<u8>().write_volatile(1);
+            munmap(other, PAGE_SIZE).unwrap();
+        }
+    }
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the kernel tells of this process's page tables, to check a test's
+//! preconditions without the driver's help.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use ioctl_sys::iorw;
+use nix::errno::Errno;
+
+use crate::memory::{PAGE_SIZE, Pages};
+
+const PAGEMAP: &str = "/proc/self/pagemap";
+const ENTRY: usize = size_of::<u64>();
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+const FILE_OR_SHARED: u64 = 1 << 61;
+const EXCLUSIVE: u64 = 1 << 56;
+
+/// One page's entry in `/proc/self/pagemap`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry(u64);
+
+impl Entry {
+    /// A page is mapped for the CPU; not so on a device with private memory.
+    pub fn is_present(self) -> bool {
+        self.0 & PRESENT != 0
+    }
+
+    /// There is a swap entry, which one on a device with private memory is, too.
+    pub fn is_swapped(self) -> bool {
+        self.0 & SWAPPED != 0
+    }
+
+    /// The page belongs to a file or to shared memory.
+    pub fn is_file_or_shared(self) -> bool {
+        self.0 & FILE_OR_SHARED != 0
+    }
+
+    /// Nobody else maps the page.
+    pub fn is_exclusive(self) -> bool {
+        self.0 & EXCLUSIVE != 0
+    }
+}
+
+/// The entry of each page.
+pub fn entries(pages: Pages) -> io::Result<Vec<Entry>> {
+    let mut bytes = vec![0; pages.count * ENTRY];
+    let offset = (pages.addr / PAGE_SIZE * ENTRY) as u64;
+    File::open(PAGEMAP)?.read_exact_at(&mut bytes, offset)?;
+    let entries = bytes.chunks_exact(ENTRY);
+    Ok(entries.map(|b| Entry(u64::from_ne_bytes(b.try_into().expect("8 bytes")))).collect())
+}
+
+/// A range that the kernel's `PAGEMAP_SCAN` found.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// Argument of `PAGEMAP_SCAN`.
+#[repr(C)]
+#[derive(Default)]
+struct ScanArgument {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+const PAGEMAP_SCAN: u32 = iorw!(b'f', 16, size_of::<ScanArgument>());
+const PAGE_IS_HUGE: u64 = 1 << 6;
+
+/// How many of the pages a PMD maps, or a huge swap entry.
+pub fn huge_pages(pages: Pages) -> io::Result<usize> {
+    let file = File::open(PAGEMAP)?;
+    // Regions cannot be more than pages.
+    let mut regions = vec![Region::default(); pages.count];
+    let mut argument = ScanArgument {
+        size: size_of::<ScanArgument>() as u64,
+        start: pages.addr as u64,
+        end: (pages.addr + pages.bytes()) as u64,
+        vec: regions.as_mut_ptr().expose_provenance() as u64,
+        vec_len: regions.len() as u64,
+        category_mask: PAGE_IS_HUGE,
+        return_mask: PAGE_IS_HUGE,
+        ..ScanArgument::default()
+    };
+    // SAFETY: The argument and the vector it names live past the call, with the sizes
+    // it says.
+    let found = unsafe {
+        ioctl_sys::ioctl(file.as_raw_fd(), PAGEMAP_SCAN.into(), std::ptr::from_mut(&mut argument))
+    };
+    let found = usize::try_from(Errno::result(found)?).expect("not negative");
+    Ok(regions[..found].iter().map(|r| (r.end - r.start) as usize / PAGE_SIZE).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Mapping;
+
+    #[test]
+    fn small_pages() {
+        let mapping = Mapping::small(4).unwrap();
+        mapping.fill(1..3, 1);
+        let entries = entries(mapping.all()).unwrap();
+        let present: Vec<_> = entries.iter().map(|e| e.is_present()).collect();
+        assert_eq!(present, [false, true, true, false]);
+        assert!(!entries[1].is_swapped() && !entries[1].is_file_or_shared());
+        assert!(entries[1].is_exclusive());
+    }
+}

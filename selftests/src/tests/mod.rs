@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The tests: a table in each module, all of them in [`GROUPS`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::device::{Device, Driver};
+use crate::failure::{Context as _, Result};
+use crate::selection;
+use crate::uapi::MemoryType;
+
+pub mod access;
+pub mod errors;
+pub mod exclusive;
+pub mod fork;
+pub mod huge;
+pub mod lifetime;
+pub mod memcg;
+pub mod migrate;
+pub mod pinned;
+pub mod processes;
+pub mod snapshot;
+mod support;
+pub mod defects;
+
+/// All groups, in the order in which they run.
+pub const GROUPS: &[Group] = &[
+    Group { name: "access", tests: access::TESTS },
+    Group { name: selection::DEFECTS, tests: defects::TESTS },
+];
+
+/// Tests of one subject.
+#[derive(Debug)]
+pub struct Group {
+    /// First part of the tests' full names.
+    pub name: &'static str,
+    /// The tests, in the order in which they run.
+    pub tests: &'static [Test],
+}
+
+/// A test, which runs in a process of its own, once for each memory type.
+#[derive(Debug)]
+pub struct Test {
+    /// Name within the group.
+    pub name: &'static str,
+    /// Limit before it is taken for hung.
+    pub timeout: Duration,
+    /// Memory types that it is for.
+    pub types: &'static [MemoryType],
+    /// Where it is skipped.
+    pub exceptions: &'static [Exception],
+    /// The test itself.
+    pub run: fn(&mut Context) -> Result,
+}
+
+impl Test {
+    /// A test for all memory types that takes at most a minute.
+    pub const fn new(name: &'static str, run: fn(&mut Context) -> Result) -> Self {
+        Self {
+            name,
+            timeout: Duration::from_secs(60),
+            types: MemoryType::ALL,
+            exceptions: &[],
+            run,
+        }
+    }
+
+    /// Changes the limit.
+    pub const fn timeout(mut self, seconds: u64) -> Self {
+        self.timeout = Duration::from_secs(seconds);
+        self
+    }
+
+    /// Makes it for these memory types only.
+    pub const fn only(mut self, types: &'static [MemoryType]) -> Self {
+        self.types = types;
+        self
+    }
+
+    /// Skips it in some cases.
+    pub const fn except(mut self, exceptions: &'static [Exception]) -> Self {
+        self.exceptions = exceptions;
+        self
+    }
+
+    /// Why it is skipped with this driver and memory type, if it is.
+    pub fn exception(&self, driver: Driver, memory_type: MemoryType) -> Option<&'static str> {
+        let applies = |e: &&Exception| {
+            e.drivers.contains(&driver) && e.types.contains(&memory_type)
+        };
+        self.exceptions.iter().find(applies).map(|exception| exception.reason)
+    }
+}
+
+/// Drivers and memory types with which a test cannot pass, for a reason that is known.
+#[derive(Debug)]
+pub struct Exception {
+    /// With these drivers.
+    pub drivers: &'static [Driver],
+    /// And these memory types.
+    pub types: &'static [MemoryType],
+    /// Why.
+    pub reason: &'static str,
+}
+
+impl Exception {
+    /// With `test_hmm`, patched or not, and private memory.
+    pub const fn c_private(reason: &'static str) -> Self {
+        let drivers = &[Driver::C, Driver::UnpatchedC];
+        Self { drivers, types: &[MemoryType::Private], reason }
+    }
+
+    /// With `test_hmm`, patched or not, and any memory.
+    pub const fn c(reason: &'static str) -> Self {
+        let drivers = &[Driver::C, Driver::UnpatchedC];
+        Self { drivers, types: MemoryType::ALL, reason }
+    }
+
+    /// With `test_hmm` of an unpatched kernel.
+    pub const fn unpatched(reason: &'static str) -> Self {
+        Self { drivers: &[Driver::UnpatchedC], types: MemoryType::ALL, reason }
+    }
+}
+
+/// A [`Test`] named as its function.
+#[macro_export]
+macro_rules! test {
+    ($function:ident) => {
+        $crate::tests::Test::new(stringify!($function), $function)
+    };
+}
+
+/// What a test gets.
+#[derive(Debug)]
+pub struct Context {
+    /// Type of the devices' memory.
+    pub memory_type: MemoryType,
+    /// The driver of the devices.
+    pub driver: Driver,
+    /// The two devices of the type.
+    pub nodes: [PathBuf; 2],
+    /// What `rng` starts with; the report of a failure names it.
+    pub seed: u64,
+    /// For all that is random in the test.
+    pub rng: fastrand::Rng,
+}
+
+impl Context {
+    /// Opens one of the two devices, number 0 or 1.
+    pub fn device(&self, number: usize) -> Result<Device> {
+        let node = &self.nodes[number];
+        Device::open(node).context(node.display())
+    }
+}

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: GPL-2.0
+//! To come.
+
+use super::Test;
+
+/// The group's tests.
+pub const TESTS: &[Test] = &[];

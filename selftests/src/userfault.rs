@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Memory whose faults the test handles itself, by userfaultfd(2).
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, FromRawFd};
+
+use ioctl_sys::iorw;
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::ensure_eq;
+use crate::failure::{Context, Result};
+use crate::memory::{PAGE_SIZE, Pages};
+use crate::process::wait_readable;
+
+/// Argument of `UFFDIO_API`.
+#[repr(C)]
+struct Api {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+/// Argument of `UFFDIO_REGISTER`.
+#[repr(C)]
+struct Register {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
+/// Argument of `UFFDIO_COPY`.
+#[repr(C)]
+struct Copy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+
+const TYPE: u8 = 0xaa;
+const UFFDIO_API: u32 = iorw!(TYPE, 0x3f, size_of::<Api>());
+const UFFDIO_REGISTER: u32 = iorw!(TYPE, 0x00, size_of::<Register>());
+const UFFDIO_COPY: u32 = iorw!(TYPE, 0x03, size_of::<Copy>());
+
+const VERSION: u64 = 0xaa;
+const MODE_MISSING: u64 = 1;
+
+/// Size of `struct uffd_msg`, and where in it is what, in bytes.
+const MESSAGE: usize = 32;
+const EVENT: usize = 0;
+const ADDRESS: usize = 16;
+const EVENT_PAGEFAULT: u8 = 0x12;
+
+/// Handler of the faults on pages that are not there.
+#[derive(Debug)]
+pub struct UserFaults(File);
+
+impl UserFaults {
+    /// From now on, who accesses a missing page of these waits until it is there.
+    pub fn on_missing(pages: Pages) -> Result<Self> {
+        // SAFETY: This creates a file descriptor, and touches no memory.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+        let fd = i32::try_from(Errno::result(fd).context("userfaultfd")?)?;
+        // SAFETY: The descriptor is new, so nobody else closes it.
+        let this = Self(unsafe { File::from_raw_fd(fd) });
+        let mut api = Api { api: VERSION, features: 0, ioctls: 0 };
+        this.issue(UFFDIO_API, &mut api).context("UFFDIO_API")?;
+        let mut register = Register {
+            start: pages.addr as u64,
+            len: pages.bytes() as u64,
+            mode: MODE_MISSING,
+            ioctls: 0,
+        };
+        this.issue(UFFDIO_REGISTER, &mut register).context("UFFDIO_REGISTER")?;
+        Ok(this)
+    }
+
+    /// Waits for the next fault, and returns the address of its page.
+    pub fn next(&self) -> Result<usize> {
+        wait_readable(&self.0).context("waiting for a fault")?;
+        let mut message = [0; MESSAGE];
+        (&self.0).read_exact(&mut message)?;
+        ensure_eq!(message[EVENT], EVENT_PAGEFAULT);
+        let address = &message[ADDRESS..ADDRESS + size_of::<u64>()];
+        let address = u64::from_ne_bytes(address.try_into().expect("8 bytes"));
+        Ok(address as usize & !(PAGE_SIZE - 1))
+    }
+
+    /// Provides pages, and wakes up who waits for them.
+    pub fn provide(&self, addr: usize, data: &[u8]) -> Result {
+        let mut copy = Copy {
+            dst: addr as u64,
+            src: data.as_ptr().expose_provenance() as u64,
+            len: data.len() as u64,
+            mode: 0,
+            copied: 0,
+        };
+        self.issue(UFFDIO_COPY, &mut copy).context("UFFDIO_COPY")?;
+        ensure_eq!(copy.copied as usize, data.len());
+        Ok(())
+    }
+
+    fn issue<T>(&self, request: u32, argument: &mut T) -> Result<(), Errno> {
+        // SAFETY: Each request gets its own argument, see above, which outlives the call.
+        // The pages that the kernel fills are those registered; no references to them
+        // exist, see `Mapping`.
+        let ret = unsafe {
+            ioctl_sys::ioctl(self.0.as_raw_fd(), request.into(), std::ptr::from_mut(argument))
+        };
+        Errno::result(ret).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Mapping;
+    use crate::pattern;
+
+    #[test]
+    fn provides_a_page() {
+        let mapping = Mapping::small(2).unwrap();
+        // Not everybody may.
+        let Ok(faults) = UserFaults::on_missing(mapping.all()) else { return };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let addr = faults.next().unwrap();
+                assert_eq!(addr, mapping.pages(1..2).addr);
+                faults.provide(addr, &pattern::pages(1, 1, 3)).unwrap();
+            });
+            assert_eq!(mapping.check(1..2, 3), Ok(()));
+        });
+    }
+}
