@@ -2,7 +2,9 @@
 
 //! A device with memory, and what a driver does with it.
 
+use crate::raw::RawPage;
 use core::{
+    mem::ManuallyDrop,
     ops::Range,
     pin::Pin, //
 };
@@ -16,6 +18,7 @@ use kernel::{
         self,
         UserMemory, //
     },
+    kunit_expect_eq,
     mm::{
         folio::{
             FolioPage,
@@ -118,7 +121,22 @@ impl Memory {
 
 /// A device with memory of some type, all of it free.
 pub(crate) struct Device {
-    map: Pin<KBox<PageMap<Memory>>>,
+    // Not dropped if there are pages in use.
+    map: ManuallyDrop<Pin<KBox<PageMap<Memory>>>>,
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let in_use = (0..NR_PAGES)
+            .filter(|&index| RawPage::of_device(&self.map, index).ref_count() != 0)
+            .count();
+        kunit_expect_eq!(in_use, 0, "at the end");
+        // Dropping it would wait for them, for ever.
+        if in_use == 0 {
+            // SAFETY: This is not used again.
+            unsafe { ManuallyDrop::drop(&mut self.map) };
+        }
+    }
 }
 
 impl Device {
@@ -141,7 +159,10 @@ impl Device {
             nr_freed: Atomic::new(0),
         };
         Ok(Self {
-            map: KBox::pin_init(PageMap::new(owner, region, memory), GFP_KERNEL)?,
+            map: ManuallyDrop::new(KBox::pin_init(
+                PageMap::new(owner, region, memory),
+                GFP_KERNEL,
+            )?),
         })
     }
 
@@ -267,14 +288,13 @@ pub(crate) fn for_each_type(mut f: impl FnMut(MemoryType, Device) -> Result) -> 
         MemoryType::Coherent,
         MemoryType::Generic,
     ] {
-        let device = match Device::new(memory_type) {
+        match Device::new(memory_type).and_then(|device| f(memory_type, device)) {
             Err(ENODEV) => {
                 kunit::mark_skipped(c"no special-purpose memory, so for private memory only");
                 return Ok(());
             }
-            device => device?,
-        };
-        f(memory_type, device)?;
+            result => result?,
+        }
     }
     Ok(())
 }

@@ -20,7 +20,6 @@ mod tests {
             pageflags_PG_active as PG_ACTIVE,
             pageflags_PG_dirty as PG_DIRTY,
             pageflags_PG_head as PG_HEAD,
-            pageflags_PG_hwpoison as PG_HWPOISON,
             pageflags_PG_locked as PG_LOCKED,
             pageflags_PG_reclaim as PG_RECLAIM,
             pageflags_PG_referenced as PG_REFERENCED,
@@ -71,7 +70,7 @@ mod tests {
             drop(folio);
             kunit_expect_eq!(page.ref_count(), 1);
             kunit_expect_eq!(map.nr_freed(), 2 * life - 1);
-            page.set_anon_mapping();
+            map.set_anon_mapping(3);
             drop(reference);
             kunit_expect_eq!(map.nr_freed(), 2 * life);
             expect_free(page);
@@ -107,8 +106,7 @@ mod tests {
         kunit_expect!(page.has_flag(PG_RESERVED));
         kunit_expect_eq!(map.nr_references(), nr_pages);
 
-        // SAFETY: This is generic memory that nobody manages.
-        unsafe { page.put() };
+        map.put_unmanaged(3);
         kunit_expect_eq!(page.ref_count(), 1);
         kunit_expect!(page.has_flag(PG_RESERVED));
         kunit_expect_eq!(map.nr_references(), nr_pages);
@@ -131,7 +129,7 @@ mod tests {
             let map = RawPageMap::new(Settings::managed(memory_type))?;
             let page = map.page(0);
             for flag in LEFT_OVER {
-                page.set_flag(flag);
+                map.set_flag(0, flag);
             }
             let folio = map.init_folio(0);
             for flag in LEFT_OVER {
@@ -143,14 +141,17 @@ mod tests {
     }
 
     #[test]
+    #[cfg(CONFIG_MEMORY_FAILURE)]
     fn a_broken_page_stays_broken() -> Result {
+        use kernel::bindings::pageflags_PG_hwpoison as PG_HWPOISON;
+
         for memory_type in [PRIVATE, COHERENT, GENERIC] {
             let map = RawPageMap::new(Settings::managed(memory_type))?;
             let page = map.page(0);
-            page.set_flag(PG_HWPOISON);
+            map.set_flag(0, PG_HWPOISON);
             drop(map.init_folio(0));
             kunit_expect!(page.has_flag(PG_HWPOISON));
-            page.clear_flag(PG_HWPOISON);
+            map.clear_flag(0, PG_HWPOISON);
         }
         Ok(())
     }

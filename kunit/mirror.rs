@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn an_invalidation_ends_a_read_section() -> Result {
-        let memory = user_memory()?;
+        let mut memory = user_memory()?;
         fill(&memory, 0..NR_PAGES, 1)?;
         let notifier = KBox::pin_init(
             IntervalNotifier::new(memory.mm(), addresses(&memory, 0..2), Count::default()),
@@ -72,11 +72,13 @@ mod tests {
         // Of pages beside those that the notifier is for.
         memory.unmap(2 * PAGE_SIZE..3 * PAGE_SIZE)?;
         kunit_expect!(notifier.lock_if_valid(seq).is_some());
-        kunit_expect_eq!(notifier.lock().nr, 0);
+        let nr = notifier.lock().nr;
+        kunit_expect_eq!(nr, 0);
 
         memory.unmap(PAGE_SIZE..2 * PAGE_SIZE)?;
         kunit_expect!(notifier.lock_if_valid(seq).is_none());
-        kunit_expect_eq!(notifier.lock().nr, 1);
+        let nr = notifier.lock().nr;
+        kunit_expect_eq!(nr, 1);
         let page = addresses(&memory, 1..2);
         let last = notifier.lock().last.clone();
         kunit_expect!(last.start <= page.start && page.end <= last.end);
@@ -119,11 +121,13 @@ mod tests {
 
             let mut byte = [0];
             for page in 0..NR_PAGES {
-                let table = mirror.lock();
-                let mapping = table.get(range.start + page * PAGE_SIZE).ok_or(EFAULT)?;
-                mapping.page().read(PAGE_SIZE - 1, &mut byte)?;
+                {
+                    let table = mirror.lock();
+                    let mapping = table.get(range.start + page * PAGE_SIZE).ok_or(EFAULT)?;
+                    mapping.page().read(PAGE_SIZE - 1, &mut byte)?;
+                    mapping.write(PAGE_SIZE - 1, &[100])?;
+                }
                 kunit_expect_eq!(byte, [1 + page as u8], "of type {memory_type:?}");
-                mapping.write(PAGE_SIZE - 1, &[100])?;
             }
             memory.read(2 * PAGE_SIZE - 1, &mut byte)?;
             kunit_expect_eq!(byte, [100], "of type {memory_type:?}");
@@ -134,7 +138,7 @@ mod tests {
     #[test]
     fn a_mirror_forgets_what_is_unmapped_or_migrated() -> Result {
         for_each_type(|memory_type, device| {
-            let memory = user_memory()?;
+            let mut memory = user_memory()?;
             let mirror = mirror(&memory)?;
             fill(&memory, 0..NR_PAGES, 1)?;
             let range = memory.range();

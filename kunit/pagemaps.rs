@@ -114,15 +114,14 @@ mod tests {
         )
     }
 
-    /// Whether the first page, when it is in use, is taken for private, coherent, and managed
-    /// generic memory.
+    /// Whether the first page is taken for private, coherent, and managed generic memory.
     fn predicates(map: &RawPageMap) -> [bool; 3] {
-        let folio = map.page(0).as_folio();
-        kunit_expect!(folio.is_zone_device());
+        let page = map.page(0);
+        kunit_expect!(page.is_zone_device());
         [
-            folio.is_device_private(),
-            folio.is_device_coherent(),
-            folio.is_device_generic(),
+            page.is_device_private(),
+            page.is_device_coherent(),
+            page.is_device_generic(),
         ]
     }
 

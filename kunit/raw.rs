@@ -4,6 +4,7 @@
 
 use core::{
     marker::PhantomData,
+    mem::ManuallyDrop,
     pin::Pin, //
 };
 use kernel::{
@@ -12,9 +13,12 @@ use kernel::{
         from_err_ptr,
         to_result, //
     },
+    kunit::UserMemory,
+    kunit_expect_eq,
     mm::{
         folio::{
             Folio,
+            FolioPage,
             LockedFolio, //
         },
         pgmap::{
@@ -62,8 +66,10 @@ impl Settings {
 ///
 /// `memremap_pages` was successful with the pagemap, and `memunmap_pages` was not called.
 pub(crate) struct RawPageMap {
-    state: Pin<KBox<State>>,
-    region: DeviceRegion,
+    // Not dropped if there are references left.
+    state: ManuallyDrop<Pin<KBox<State>>>,
+    region: ManuallyDrop<DeviceRegion>,
+    settings: Settings,
 }
 
 #[pin_data]
@@ -128,12 +134,13 @@ impl RawPageMap {
 
     /// Removes the pages, and makes new ones with the same `struct dev_pagemap`.
     pub(crate) fn remap(self, settings: Settings) -> Result<Self> {
-        let this = core::mem::ManuallyDrop::new(self);
+        let mut this = ManuallyDrop::new(self);
+        this.expect_no_users();
         // SAFETY: `this` is not dropped, so that the fields are moved out of it just once.
         let (state, region) = unsafe {
             (
-                core::ptr::read(&this.state),
-                core::ptr::read(&this.region), //
+                ManuallyDrop::take(&mut this.state),
+                ManuallyDrop::take(&mut this.region), //
             )
         };
         // SAFETY: By the type invariants this is next.
@@ -161,7 +168,28 @@ impl RawPageMap {
             bindings::memremap_pages(pgmap, bindings::NUMA_NO_NODE)
         })?;
         // INVARIANT: Just called.
-        Ok(Self { state, region })
+        Ok(Self {
+            state: ManuallyDrop::new(state),
+            region: ManuallyDrop::new(region),
+            settings,
+        })
+    }
+
+    /// Whether the pages are handed out and taken back by the test.
+    fn is_managed(&self) -> bool {
+        self.settings
+            .ops
+            .is_some_and(|ops| ops.folio_free.is_some())
+    }
+
+    /// Returns whether the pagemap can be removed: that would wait for ever otherwise.
+    fn expect_no_users(&self) -> bool {
+        let expected = match self.is_managed() {
+            true => 0,
+            false => self.nr_pages(),
+        };
+        kunit_expect_eq!(self.nr_references(), expected, "at the end");
+        self.nr_references() == expected
     }
 
     pub(crate) fn nr_pages(&self) -> usize {
@@ -187,15 +215,46 @@ impl RawPageMap {
         count as usize - 1
     }
 
-    /// Hands out a page. It must be free, and be so again before this is dropped.
+    /// Hands out a page, which must be free.
     pub(crate) fn init_folio(&self, index: usize) -> LockedFolio {
-        let folio = self.page(index).0.cast();
+        assert!(self.is_managed() && self.page(index).ref_count() == 0);
+        let folio = self.page(index).folio();
         // SAFETY: The page is free, and the pagemap is alive. The folio has got a reference and is
         // locked.
         unsafe {
             bindings::zone_device_folio_init(folio, self.state.pgmap.get(), 0);
             LockedFolio::from_raw(core::ptr::NonNull::new_unchecked(folio))
         }
+    }
+
+    /// Drops the last reference on a page that nobody manages, which gets it back.
+    pub(crate) fn put_unmanaged(&self, index: usize) {
+        assert!(!self.is_managed());
+        // SAFETY: The page has a reference, and is never free.
+        unsafe { bindings::folio_put(self.page(index).folio()) };
+    }
+
+    /// Sets a flag of a page, as its users do.
+    pub(crate) fn set_flag(&self, index: usize, flag: bindings::pageflags) {
+        // SAFETY: This is a page of the test's own.
+        unsafe { (*self.page(index).0).flags.f |= 1 << flag };
+    }
+
+    /// Clears a flag of a page.
+    pub(crate) fn clear_flag(&self, index: usize, flag: bindings::pageflags) {
+        // SAFETY: This is a page of the test's own.
+        unsafe { (*self.page(index).0).flags.f &= !(1 << flag) };
+    }
+
+    /// Has a page look like anonymous memory.
+    pub(crate) fn set_anon_mapping(&self, index: usize) {
+        const FOLIO_MAPPING_ANON: usize = 1;
+        let folio = self.page(index).folio();
+        // SAFETY: This is a page of the test's own.
+        unsafe {
+            (*folio).__bindgen_anon_1.__bindgen_anon_1.mapping =
+                core::ptr::without_provenance_mut(FOLIO_MAPPING_ANON)
+        };
     }
 
     /// Returns a page, in use or not.
@@ -209,8 +268,15 @@ impl RawPageMap {
 
 impl Drop for RawPageMap {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants this is next.
-        unsafe { bindings::memunmap_pages(self.state.pgmap.get()) };
+        if !self.expect_no_users() {
+            return;
+        }
+        // SAFETY: By the type invariants this is next. The fields are not used again.
+        unsafe {
+            bindings::memunmap_pages(self.state.pgmap.get());
+            ManuallyDrop::drop(&mut self.state);
+            ManuallyDrop::drop(&mut self.region);
+        }
     }
 }
 
@@ -218,8 +284,7 @@ impl Drop for RawPageMap {
 ///
 /// # Invariants
 ///
-/// There is such a struct page for the duration of `'a`. If it is free nobody but the test hands it
-/// out.
+/// There is such a struct page for the duration of `'a`, which is a folio of its own, or free.
 #[derive(Clone, Copy)]
 pub(crate) struct RawPage<'a>(*mut bindings::page, PhantomData<&'a ()>);
 
@@ -233,26 +298,42 @@ impl<'a> RawPage<'a> {
         Self(unsafe { bindings::pfn_to_page(pfn) }, PhantomData)
     }
 
-    /// Returns the first page of a folio.
-    pub(crate) fn first_of(folio: &'a Folio) -> Self {
+    /// Returns the page of a folio that has just one.
+    pub(crate) fn of(folio: &'a Folio) -> Self {
+        assert!(folio.order() == 0);
         // INVARIANT: The page is in use as long as the folio.
         Self(folio.as_ptr().cast(), PhantomData)
     }
 
-    /// Returns the first page of a device.
-    pub(crate) fn first_of_device<T: PageMapOps>(map: &'a PageMap<T>) -> Self {
+    /// Returns a page of a device.
+    pub(crate) fn of_device<T: PageMapOps>(map: &'a PageMap<T>, index: usize) -> Self {
+        assert!(index < map.nr_pages());
         // SAFETY: The pages of a `PageMap` are there as long as that.
-        unsafe { Self::from_pfn(map.start_pfn()) }
+        unsafe { Self::from_pfn(map.start_pfn() + index) }
     }
 
     fn folio(self) -> *mut bindings::folio {
         self.0.cast()
     }
 
-    /// Returns the folio that it is, of a single page.
-    pub(crate) fn as_folio(self) -> &'a Folio {
-        // SAFETY: By the type invariants the page stays what it is.
-        unsafe { Folio::from_raw(self.folio()) }
+    pub(crate) fn is_zone_device(self) -> bool {
+        // SAFETY: By the type invariants there is such a page.
+        unsafe { bindings::folio_is_zone_device(self.folio()) }
+    }
+
+    pub(crate) fn is_device_private(self) -> bool {
+        // SAFETY: By the type invariants there is such a page.
+        unsafe { bindings::folio_is_device_private(self.folio()) }
+    }
+
+    pub(crate) fn is_device_coherent(self) -> bool {
+        // SAFETY: By the type invariants there is such a page.
+        unsafe { bindings::folio_is_device_coherent(self.folio()) }
+    }
+
+    pub(crate) fn is_device_generic(self) -> bool {
+        // SAFETY: By the type invariants there is such a page.
+        unsafe { bindings::folio_is_device_generic(self.folio()) }
     }
 
     pub(crate) fn ref_count(self) -> i32 {
@@ -266,45 +347,14 @@ impl<'a> RawPage<'a> {
         unsafe { (*self.0).flags.f & (1 << flag) != 0 }
     }
 
-    /// Sets a flag, as users of the page do.
-    pub(crate) fn set_flag(self, flag: bindings::pageflags) {
-        // SAFETY: By the type invariants there is such a page. Nobody but the test uses it.
-        unsafe { (*self.0).flags.f |= 1 << flag };
-    }
-
-    pub(crate) fn clear_flag(self, flag: bindings::pageflags) {
-        // SAFETY: By the type invariants there is such a page. Nobody but the test uses it.
-        unsafe { (*self.0).flags.f &= !(1 << flag) };
-    }
-
     /// Returns the `mapping` field of the folio.
     pub(crate) fn mapping(self) -> usize {
         // SAFETY: By the type invariants there is such a page.
         unsafe { (*self.folio()).__bindgen_anon_1.__bindgen_anon_1.mapping as usize }
     }
-
-    /// Has the folio look like anonymous memory.
-    pub(crate) fn set_anon_mapping(self) {
-        const FOLIO_MAPPING_ANON: usize = 1;
-        // SAFETY: By the type invariants there is such a page. Nobody but the test uses it.
-        unsafe {
-            (*self.folio()).__bindgen_anon_1.__bindgen_anon_1.mapping =
-                core::ptr::without_provenance_mut(FOLIO_MAPPING_ANON)
-        };
-    }
-
-    /// Drops the last reference on a page that gets it back.
-    ///
-    /// # Safety
-    ///
-    /// The page must be generic memory that nobody manages.
-    pub(crate) unsafe fn put(self) {
-        // SAFETY: By the safety requirements there is a reference, and the page is never free.
-        unsafe { bindings::folio_put(self.folio()) };
-    }
 }
 
-/// A long-term pin, as RDMA takes them, of a page of the test's own user memory.
+/// A long-term pin, as RDMA takes them, of a page of user memory.
 ///
 /// # Invariants
 ///
@@ -314,13 +364,13 @@ pub(crate) struct LongTermPin {
 }
 
 impl LongTermPin {
-    /// Pins the page at an address, to write to it.
-    pub(crate) fn new(addr: usize) -> Result<Self> {
+    /// Pins the first page, to write to it.
+    pub(crate) fn new(memory: &UserMemory) -> Result<Self> {
         let mut page = core::ptr::null_mut();
-        // SAFETY: There is room for one page.
+        // SAFETY: There is room for one page, and this is memory of the current thread.
         let result = unsafe {
             bindings::pin_user_pages_fast(
-                addr,
+                memory.range().start,
                 1,
                 bindings::FOLL_WRITE | bindings::FOLL_LONGTERM,
                 &mut page,
@@ -334,10 +384,10 @@ impl LongTermPin {
         Ok(Self { page })
     }
 
-    /// Returns the folio, if the page is the first of it.
-    pub(crate) fn folio(&self) -> &Folio {
-        // SAFETY: By the type invariants the folio stays.
-        unsafe { Folio::from_raw(self.page.cast()) }
+    /// Returns the page.
+    pub(crate) fn page(&self) -> FolioPage<'_> {
+        // SAFETY: By the type invariants the page stays, and a folio that is pinned is not split.
+        unsafe { FolioPage::from_pfn(bindings::page_to_pfn(self.page)) }
     }
 }
 
@@ -348,26 +398,32 @@ impl Drop for LongTermPin {
     }
 }
 
-/// Collects device pages as a driver that evicts them does, and leaves them where they are.
+/// Collects pages of a device, as a driver that evicts them does, and leaves them where they are.
 ///
-/// Page frame numbers become the entries that `migrate_device_pfns` makes of them.
-pub(crate) fn collect_and_finalize(pfns: &mut [usize]) -> Result {
-    let mut dst = KVec::from_elem(0, pfns.len(), GFP_KERNEL)?;
-    let mut src = KVec::with_capacity(pfns.len(), GFP_KERNEL)?;
+/// Returns the entries that `migrate_device_pfns` makes.
+pub(crate) fn collect_and_finalize<T: PageMapOps, const N: usize>(
+    map: &PageMap<T>,
+    indices: [usize; N],
+) -> Result<[usize; N]> {
+    assert!(indices.iter().all(|&index| index < map.nr_pages()));
+    let mut src = indices.map(|index| map.start_pfn() + index);
+    let mut dst = [0; N];
     // SAFETY: These are page frame numbers of device memory that stays. There is an entry of each
     // array for each page, and nothing is to be migrated.
     unsafe {
-        to_result(bindings::migrate_device_pfns(pfns.as_mut_ptr(), pfns.len()))?;
+        to_result(bindings::migrate_device_pfns(src.as_mut_ptr(), N))?;
         // Finalizing changes the entries.
-        src.extend_from_slice(pfns, GFP_KERNEL)?;
-        bindings::migrate_device_finalize(src.as_mut_ptr(), dst.as_mut_ptr(), src.len());
+        let entries = src;
+        bindings::migrate_device_finalize(src.as_mut_ptr(), dst.as_mut_ptr(), N);
+        Ok(entries)
     }
-    Ok(())
 }
 
-/// Says that the memory of a page is broken.
+/// Says that the memory of the page of a folio is broken, as a test of user space does.
 #[cfg(CONFIG_MEMORY_FAILURE)]
-pub(crate) fn memory_failure(pfn: usize) -> Result {
+pub(crate) fn memory_failure(folio: &Folio) -> Result {
     // SAFETY: This function can be called with any page frame number.
-    to_result(unsafe { bindings::memory_failure(pfn, 0) })
+    to_result(unsafe {
+        bindings::memory_failure(folio.pfn(), bindings::mf_flags_MF_SW_SIMULATED as i32)
+    })
 }

@@ -20,7 +20,7 @@ use crate::memory::PAGE_SIZE;
 use crate::results::{Outcome, Suite, TestRun};
 use crate::runner::{self, Finished};
 use crate::selection::{self, Filter, Selected, Selection};
-use crate::tests::{Context, GROUPS};
+use crate::tests::{Context, GROUPS, random};
 use crate::uapi::MemoryType;
 
 /// Exit status when a test failed.
@@ -71,6 +71,9 @@ struct Options {
     /// Multiply the tests' time limits
     #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = factor)]
     timeout_factor: f64,
+
+    #[command(flatten)]
+    random: random::Options,
 
     /// Run this one test in this very process
     #[arg(long, hide = true, requires = "seed", requires = "types")]
@@ -141,7 +144,8 @@ fn run_here(options: &Options, name: &str) -> Result<u8, String> {
     set_pdeathsig(Signal::SIGKILL).map_err(|e| e.to_string())?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|e| e.to_string())?;
     let rng = fastrand::Rng::with_seed(seed);
-    let mut context = Context { memory_type, driver: devices.driver, nodes, seed, rng };
+    let (driver, random) = (devices.driver, options.random.clone());
+    let mut context = Context { memory_type, driver, nodes, seed, rng, random };
     Ok(runner::run_here(selected.test, &mut context))
 }
 
@@ -237,7 +241,12 @@ fn run_test(
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--run-here", &name, "--type", memory_type.name()]);
     command.args(["--seed", &seed.to_string()]).arg("--device-dir").arg(&options.device_dir);
-    let limit: Duration = selected.test.timeout.mul_f64(options.timeout_factor);
+    let mut factor = options.timeout_factor;
+    if selected.group == random::GROUP {
+        command.args(options.random.arguments());
+        factor *= options.random.timeout_factor();
+    }
+    let limit: Duration = selected.test.timeout.mul_f64(factor);
     let finished = runner::run_isolated(command, limit, runner::GRACE)?;
     let Finished { mut outcome, mut output, duration } = finished;
     let complaints = log.as_mut().map(KernelLog::complaints).unwrap_or_default();

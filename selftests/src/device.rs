@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -164,6 +164,13 @@ impl Device {
     /// Type of the device's memory as the driver says it.
     pub fn mem_dev_type(&self) -> Result<u32, Errno> {
         uapi::mem_dev_type(self.as_fd())
+    }
+}
+
+impl From<OwnedFd> for Device {
+    /// A node that another process has opened, whose address space it mirrors.
+    fn from(fd: OwnedFd) -> Self {
+        Self { file: fd.into() }
     }
 }
 

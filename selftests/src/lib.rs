@@ -11,6 +11,7 @@ pub mod junit;
 pub mod kernel_log;
 pub mod ktap;
 pub mod memory;
+pub mod model;
 pub mod pagemap;
 pub mod pattern;
 pub mod pins;

@@ -8,8 +8,8 @@ use std::ptr::NonNull;
 
 use nix::errno::Errno;
 use nix::sys::mman::{
-    MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, mremap,
-    munmap,
+    MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mprotect,
+    mremap, munlock, munmap,
 };
 
 use crate::pattern::{self, Mismatch};
@@ -20,6 +20,9 @@ pub const PAGE_SIZE: usize = 4096;
 pub const HUGE_PAGES: usize = 512;
 /// Bytes of a huge page.
 pub const HUGE_PAGE_SIZE: usize = HUGE_PAGES * PAGE_SIZE;
+
+/// Address of what is mapped apart.
+const APART: usize = 1 << 44;
 
 const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
 const PRIVATE: MapFlags = MapFlags::MAP_PRIVATE;
@@ -118,16 +121,34 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// As [`anonymous`](Self::anonymous), but `skew` pages behind a multiple of 2 MB, and
+    /// far below where the kernel places what the process maps next: not in its holes.
+    /// There can be just one.
+    pub fn apart(count: usize, skew: usize) -> Result<Self, Errno> {
+        let mapping = Self::reserve_at(NonZeroUsize::new(APART), count, skew)?;
+        mapping.map_over(&(0..count))?;
+        Ok(mapping)
+    }
+
     /// Reserves address space, `skew` pages behind a multiple of 2 MB.
     fn reserve(count: usize, skew: usize) -> Result<Self, Errno> {
+        Self::reserve_at(None, count, skew)
+    }
+
+    fn reserve_at(
+        start: Option<NonZeroUsize>,
+        count: usize,
+        skew: usize,
+    ) -> Result<Self, Errno> {
         assert!(count > 0 && skew < HUGE_PAGES);
         let bytes = count * PAGE_SIZE;
         // One huge page in front, one behind, one for alignment, one for the skew.
         let len = bytes.next_multiple_of(HUGE_PAGE_SIZE) + 4 * HUGE_PAGE_SIZE;
         let len = NonZeroUsize::new(len).expect("not zero");
-        let flags = PRIVATE | MapFlags::MAP_NORESERVE;
-        // SAFETY: The kernel picks a free range.
-        let start = unsafe { mmap_anonymous(None, len, ProtFlags::PROT_NONE, flags)? };
+        let flags = PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED_NOREPLACE;
+        let flags = if start.is_some() { flags } else { flags & !MapFlags::MAP_FIXED_NOREPLACE };
+        // SAFETY: The kernel picks a free range, or refuses if the given one is not.
+        let start = unsafe { mmap_anonymous(start, len, ProtFlags::PROT_NONE, flags)? };
         let start = start.addr().get();
         let addr = (start + HUGE_PAGE_SIZE).next_multiple_of(HUGE_PAGE_SIZE) + skew * PAGE_SIZE;
         Ok(Self {
@@ -245,6 +266,66 @@ impl Mapping {
         unsafe { madvise(self.pointer(&range), range.len() * PAGE_SIZE, advice) }
     }
 
+    /// mlock(2) of some pages.
+    pub fn mlock(&self, range: Range<usize>) -> Result<(), Errno> {
+        // SAFETY: The range is ours; locking changes nothing of its contents.
+        unsafe { mlock(self.pointer(&range), range.len() * PAGE_SIZE) }
+    }
+
+    /// munlock(2) of some pages.
+    pub fn munlock(&self, range: Range<usize>) -> Result<(), Errno> {
+        // SAFETY: The range is ours; unlocking changes nothing of its contents.
+        unsafe { munlock(self.pointer(&range), range.len() * PAGE_SIZE) }
+    }
+
+    /// Replaces some pages by the first ones of a file. `flags`: see [`Mapping::file`].
+    pub fn map_file(
+        &self,
+        range: Range<usize>,
+        file: impl AsFd,
+        flags: MapFlags,
+    ) -> Result<(), Errno> {
+        let addr = self.pointer(&range).addr();
+        let len = NonZeroUsize::new(range.len() * PAGE_SIZE).expect("not empty");
+        // SAFETY: The range is ours, and there are no references to it.
+        unsafe { mmap(Some(addr), len, READ_WRITE, flags | MapFlags::MAP_FIXED, file, 0)? };
+        Ok(())
+    }
+
+    fn map_over(&self, range: &Range<usize>) -> Result<(), Errno> {
+        let addr = NonZeroUsize::new(self.addr + range.start * PAGE_SIZE).expect("not at 0");
+        let len = NonZeroUsize::new(range.len() * PAGE_SIZE).expect("not empty");
+        // SAFETY: The range is this mapping's own: no others are mapped in the holes of one
+        // that is apart.
+        unsafe { mmap_anonymous(Some(addr), len, READ_WRITE, PRIVATE | MapFlags::MAP_FIXED)? };
+        Ok(())
+    }
+
+    /// Maps fresh anonymous memory, also where some was unmapped. Only for mappings that
+    /// are [`apart`](Self::apart).
+    pub fn map_again(&mut self, range: Range<usize>) -> Result<(), Errno> {
+        assert!(self.reserved.start == APART && range.end <= self.count);
+        self.map_over(&range)?;
+        self.mapped = with(&self.mapped, &range);
+        Ok(())
+    }
+
+    /// mremap(2) to page `to` and the following, of a mapping that is
+    /// [`apart`](Self::apart). What is there is unmapped.
+    pub fn move_within(&mut self, range: Range<usize>, to: usize) -> Result<(), Errno> {
+        let target = to..to + range.len();
+        assert!(self.reserved.start == APART && target.end <= self.count);
+        let new = std::ptr::with_exposed_provenance_mut(self.addr + to * PAGE_SIZE);
+        let new = NonNull::new(new).expect("not at 0");
+        let len = range.len() * PAGE_SIZE;
+        let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
+        // SAFETY: As in `map_over`, for both ranges.
+        unsafe { mremap(self.pointer(&range), len, len, flags, Some(new))? };
+        self.forget(&range);
+        self.mapped = with(&self.mapped, &target);
+        Ok(())
+    }
+
     /// munmap(2) of some pages. Whatever the process maps next may be placed there.
     pub fn munmap(&mut self, range: Range<usize>) -> Result<(), Errno> {
         // SAFETY: The range is ours, and there are no references to it.
@@ -296,6 +377,21 @@ fn without(pieces: &[Range<usize>], range: &Range<usize>) -> Vec<Range<usize>> {
         .collect()
 }
 
+/// `pieces` and `range`; what touches is one piece.
+fn with(pieces: &[Range<usize>], range: &Range<usize>) -> Vec<Range<usize>> {
+    let mut all = without(pieces, range);
+    all.push(range.clone());
+    all.sort_by_key(|piece| piece.start);
+    all.dedup_by(|next, piece| {
+        let touches = piece.end == next.start;
+        if touches {
+            piece.end = next.end;
+        }
+        touches
+    });
+    all
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // Only what is still ours: others may have been given the holes.
@@ -323,6 +419,27 @@ mod tests {
         assert_eq!(without(&pieces, &(1..2)), [0..1, 2..4, 6..10]);
         assert_eq!(without(&pieces, &(0..5)), without(&pieces, &(0..4)));
         assert_eq!(without(&pieces, &(8..10)), [0..4, 6..8]);
+    }
+
+    #[test]
+    fn with_another_part() {
+        assert_eq!(with(&[0..2, 6..8], &(2..4)), [0..4, 6..8]);
+        assert_eq!(with(&[0..2, 4..8], &(1..5)), [0..8]);
+        assert_eq!(with(&[], &(1..5)), [1..5]);
+    }
+
+    #[test]
+    fn mapped_again_and_moved_within() {
+        let mut mapping = Mapping::apart(8, 5).unwrap();
+        assert_eq!(mapping.all().addr % HUGE_PAGE_SIZE, 5 * PAGE_SIZE);
+        mapping.fill(0..8, 1);
+        mapping.munmap(2..6).unwrap();
+        mapping.map_again(1..4).unwrap();
+        mapping.check(1..4, 0).unwrap();
+        mapping.move_within(6..8, 4).unwrap();
+        assert_eq!(mapping.contents(4..6), pattern::pages(6, 2, 1));
+        mapping.map_again(0..8).unwrap();
+        mapping.check(0..8, 0).unwrap();
     }
 
     #[test]

@@ -54,6 +54,15 @@ pub fn entries(pages: Pages) -> io::Result<Vec<Entry>> {
     Ok(entries.map(|b| Entry(u64::from_ne_bytes(b.try_into().expect("8 bytes")))).collect())
 }
 
+/// Numbers of the pages at which a VMA begins, counted from the first of `pages`.
+pub fn beginnings_of_vmas(pages: Pages) -> io::Result<Vec<usize>> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let first_addresses = maps.lines().filter_map(|line| line.split_once('-'));
+    let addrs = first_addresses.filter_map(|(start, _)| usize::from_str_radix(start, 16).ok());
+    let within = addrs.filter(|addr| (pages.addr..pages.addr + pages.bytes()).contains(addr));
+    Ok(within.map(|addr| (addr - pages.addr) / PAGE_SIZE).collect())
+}
+
 /// A range that the kernel's `PAGEMAP_SCAN` found.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -112,6 +121,14 @@ pub fn huge_pages(pages: Pages) -> io::Result<usize> {
 mod tests {
     use super::*;
     use crate::memory::Mapping;
+    use nix::sys::mman::ProtFlags;
+
+    #[test]
+    fn vmas_begin_where_the_protection_changes() {
+        let mapping = Mapping::small(8).unwrap();
+        mapping.mprotect(2..5, ProtFlags::PROT_READ).unwrap();
+        assert_eq!(beginnings_of_vmas(mapping.all()).unwrap(), [0, 2, 5]);
+    }
 
     #[test]
     fn small_pages() {

@@ -3,11 +3,12 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
@@ -75,6 +76,16 @@ impl Child {
         }
     }
 
+    /// A descriptor for what the child has open as number `fd`, as if it were passed.
+    pub fn take_fd(&self, fd: RawFd) -> Result<OwnedFd> {
+        // SAFETY: These two only create descriptors.
+        let process = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid.as_raw(), 0) };
+        let process = owned_fd(process).context("pidfd_open")?;
+        // SAFETY: As above.
+        let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
+        owned_fd(taken).context("pidfd_getfd")
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> std::result::Result<(), Errno> {
         kill(self.pid, signal)
@@ -104,6 +115,13 @@ impl Child {
     }
 }
 
+/// What a system call returned that creates a descriptor.
+fn owned_fd(result: libc::c_long) -> Result<OwnedFd> {
+    let fd = i32::try_from(Errno::result(result)?)?;
+    // SAFETY: The descriptor is new, so nobody else closes it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 impl Drop for Child {
     fn drop(&mut self) {
         if !self.is_reaped && self.signal(Signal::SIGKILL).is_ok() {
@@ -126,7 +144,7 @@ fn run_and_exit(body: impl FnOnce() -> Result, mut report: File) -> ! {
     }
     // SAFETY: Ends the process at once, which is meant: what is still on the stack is
     // the parent's to clean up.
-    unsafe { nix::libc::_exit(i32::from(text.is_some())) }
+    unsafe { libc::_exit(i32::from(text.is_some())) }
 }
 
 /// Waits until there is something to read, at most [`PATIENCE`].
@@ -207,6 +225,23 @@ mod tests {
         let pid = child.pid();
         assert!(child.join_within(Duration::from_millis(50)).is_err());
         assert_eq!(kill(pid, None), Err(Errno::ESRCH));
+    }
+
+    #[test]
+    fn a_childs_open_file_outlives_it() {
+        let (reader, writer) = pipe().unwrap();
+        let number = writer.as_raw_fd();
+        let taken = Gate::new().unwrap();
+        let child = Child::fork(|| taken.pass()).unwrap();
+        drop(writer);
+        let mut writer = File::from(child.take_fd(number).unwrap());
+        taken.open().unwrap();
+        child.join().unwrap();
+        writer.write_all(b"x").unwrap();
+        drop(writer);
+        let mut text = String::new();
+        File::from(reader).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "x");
     }
 
     #[test]

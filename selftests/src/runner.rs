@@ -217,6 +217,7 @@ mod tests {
             nodes: ["/dev/null".into(), "/dev/null".into()],
             seed: 1,
             rng: fastrand::Rng::with_seed(1),
+            random: Default::default(),
         };
         run_here(&Test::new("test", run), &mut context)
     }

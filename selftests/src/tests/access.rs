@@ -356,7 +356,7 @@ fn user_faults(ctx: &mut Context) -> Result {
     let faults = UserFaults::on_missing(mapping.all())?;
     ensure_errno!(device.read(mapping.all()), Errno::EFAULT);
 
-    let read = std::thread::scope(|scope| {
+    let read = std::thread::scope(|scope| -> Result<_> {
         let handler = scope.spawn(|| -> Result {
             for page in 0..COUNT {
                 ensure_eq!(faults.next()?, mapping.pages(page..page + 1).addr);
@@ -367,7 +367,7 @@ fn user_faults(ctx: &mut Context) -> Result {
         });
         let read = device.read_unlocked(mapping.all());
         handler.join().expect("no panic")?;
-        Result::Ok(read?)
+        Ok(read?)
     })?;
     ensure_eq!((read.cpages, read.faults), (COUNT as u64, 1));
     pattern::check(&read.data, 0, 1)?;

@@ -10,6 +10,7 @@ use crate::selection;
 use crate::uapi::MemoryType;
 
 pub mod access;
+pub mod defects;
 pub mod errors;
 pub mod exclusive;
 pub mod fork;
@@ -19,13 +20,24 @@ pub mod memcg;
 pub mod migrate;
 pub mod pinned;
 pub mod processes;
+pub mod random;
 pub mod snapshot;
 mod support;
-pub mod defects;
 
 /// All groups, in the order in which they run.
 pub const GROUPS: &[Group] = &[
     Group { name: "access", tests: access::TESTS },
+    Group { name: "migrate", tests: migrate::TESTS },
+    Group { name: "huge", tests: huge::TESTS },
+    Group { name: "fork", tests: fork::TESTS },
+    Group { name: "exclusive", tests: exclusive::TESTS },
+    Group { name: "snapshot", tests: snapshot::TESTS },
+    Group { name: "pinned", tests: pinned::TESTS },
+    Group { name: "memcg", tests: memcg::TESTS },
+    Group { name: "errors", tests: errors::TESTS },
+    Group { name: "lifetime", tests: lifetime::TESTS },
+    Group { name: "processes", tests: processes::TESTS },
+    Group { name: random::GROUP, tests: random::TESTS },
     Group { name: selection::DEFECTS, tests: defects::TESTS },
 ];
 
@@ -143,6 +155,8 @@ pub struct Context {
     pub seed: u64,
     /// For all that is random in the test.
     pub rng: fastrand::Rng,
+    /// What the tests of the group `random` do.
+    pub random: random::Options,
 }
 
 impl Context {

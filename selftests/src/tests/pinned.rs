@@ -1,7 +1,317 @@
 // SPDX-License-Identifier: GPL-2.0
-//! To come.
+//! Pages that others hold. They stay where they are; for the long term, they are first
+//! moved out of memory that is not for that. Generic memory is.
 
-use super::Test;
+use nix::errno::Errno;
+
+use super::support::{
+    device_writes, ensure_device_reads, ensure_snapshot, ensure_snapshots, migrate, migrate_back,
+};
+use super::{Context, Exception, Test};
+use crate::failure::Result;
+use crate::memory::{HUGE_PAGES, Mapping};
+use crate::pins::{GupTest, PipePin};
+use crate::process::Child;
+use crate::uapi::{MemoryType, prot};
+use crate::{ensure, ensure_errno, pagemap, pattern, test};
 
 /// The group's tests.
-pub const TESTS: &[Test] = &[];
+pub const TESTS: &[Test] = &[
+    test!(in_system),
+    test!(in_pipe_in_system),
+    test!(on_device),
+    test!(in_pipe_on_device),
+    test!(written_by_device),
+    test!(released).except(NO_EBUSY),
+    test!(in_pipe_released).except(NO_EBUSY),
+    test!(huge_in_system),
+    test!(huge_on_device),
+    test!(file_closed).except(NO_EBUSY),
+    test!(unmapped).except(NO_EBUSY),
+    test!(forked),
+];
+
+const NO_EBUSY: &[Exception] =
+    &[Exception::unpatched("defect 8 of test_hmm: RELEASE waits for pinned pages for ever")];
+
+const COUNT: usize = 8;
+/// The page that is pinned.
+const PINNED: usize = 3;
+/// Whether to pin for writing, and by the path without locks.
+const MODES: [(bool, bool); 4] = [(true, false), (true, true), (false, false), (false, true)];
+
+/// Pages of generation 1.
+fn filled() -> Result<Mapping> {
+    let mapping = Mapping::small(COUNT)?;
+    mapping.fill(0..COUNT, 1);
+    Ok(mapping)
+}
+
+/// Checks that pages are `others`, except for the pinned one.
+fn ensure_pinned(ctx: &Context, mapping: &Mapping, pinned: u8, others: u8) -> Result {
+    let mut expected = vec![others; COUNT];
+    expected[PINNED] = pinned;
+    ensure_snapshots(&ctx.device(0)?, mapping.all(), &expected)
+}
+
+/// Whether a pin leaves pages on the device.
+fn stays(ctx: &Context, long_term: bool) -> bool {
+    match ctx.memory_type {
+        MemoryType::Private => false,
+        MemoryType::Coherent => !long_term,
+        MemoryType::Generic => true,
+    }
+}
+
+/// Snapshot byte of a page that was pinned on the device.
+fn in_place(ctx: &Context, long_term: bool) -> u8 {
+    if stays(ctx, long_term) { ctx.local_write() } else { prot::WRITE }
+}
+
+fn in_system(ctx: &mut Context) -> Result {
+    let device = ctx.device(0)?;
+    let gup_test = GupTest::open()?;
+    for (is_write, is_fast) in MODES {
+        let mapping = filled()?;
+        let pin = gup_test.pin(mapping.pages(PINNED..PINNED + 1), is_write, is_fast)?;
+        ensure_errno!(device.migrate_to_dev(mapping.all()), Errno::ENOENT);
+        ensure_pinned(ctx, &mapping, prot::WRITE, ctx.local_write())?;
+        mapping.fill(PINNED..PINNED + 1, 2);
+        pattern::check(&pin.contents()?, PINNED, 2)?;
+        drop(pin);
+
+        migrate(&device, &mapping, PINNED..PINNED + 1, 2)?;
+        ensure_snapshot(&device, mapping.all(), ctx.local_write())?;
+        mapping.check(0..PINNED, 1)?;
+        mapping.check(PINNED + 1..COUNT, 1)?;
+    }
+    Ok(())
+}
+
+fn in_pipe_in_system(ctx: &mut Context) -> Result {
+    let device = ctx.device(0)?;
+    let mapping = filled()?;
+    let pin = PipePin::new(mapping.pages(PINNED..PINNED + 1))?;
+    ensure_errno!(device.migrate_to_dev(mapping.all()), Errno::ENOENT);
+    ensure_pinned(ctx, &mapping, prot::WRITE, ctx.local_write())?;
+    pattern::check(&pin.into_contents()?, PINNED, 1)?;
+    migrate(&device, &mapping, PINNED..PINNED + 1, 1)?;
+    ensure_snapshot(&device, mapping.all(), ctx.local_write())?;
+    mapping.check(0..COUNT, 1)?;
+    Ok(())
+}
+
+fn on_device(ctx: &mut Context) -> Result {
+    let device = ctx.device(0)?;
+    let gup_test = GupTest::open()?;
+    for (is_write, is_fast) in MODES {
+        let mapping = filled()?;
+        migrate(&device, &mapping, 0..COUNT, 1)?;
+        let pin = gup_test.pin(mapping.pages(PINNED..PINNED + 1), is_write, is_fast)?;
+        ensure_pinned(ctx, &mapping, in_place(ctx, true), ctx.local_write())?;
+        pattern::check(&pin.contents()?, PINNED, 1)?;
+        // The others can go.
+        migrate_back(&device, mapping.all(), COUNT as u64 - 1)?;
+        ensure_pinned(ctx, &mapping, in_place(ctx, true), prot::WRITE)?;
+        // It is still the same page.
+        mapping.fill(PINNED..PINNED + 1, 2);
+        pattern::check(&pin.contents()?, PINNED, 2)?;
+        migrate_back(&device, mapping.all(), 0)?;
+        drop(pin);
+
+        migrate_back(&device, mapping.all(), u64::from(stays(ctx, true)))?;
+        ensure_snapshot(&device, mapping.all(), prot::WRITE)?;
+        mapping.check(0..PINNED, 1)?;
+        mapping.check(PINNED..PINNED + 1, 2)?;
+        mapping.check(PINNED + 1..COUNT, 1)?;
+    }
+    Ok(())
+}
+
+/// What is held for a moment only may be on any device that the CPU can access.
+fn in_pipe_on_device(ctx: &mut Context) -> Result {
+    let device = ctx.device(0)?;
+    let mapping = filled()?;
+    migrate(&device, &mapping, 0..COUNT, 1)?;
+    let pin = PipePin::new(mapping.pages(PINNED..PINNED + 1))?;
+    ensure_pinned(ctx, &mapping, in_place(ctx, false), ctx.local_write())?;
+    migrate_back(&device, mapping.all(), COUNT as u64 - 1)?;
+    ensure_pinned(ctx, &mapping, in_place(ctx, false), prot::WRITE)?;
+    mapping.fill(PINNED..PINNED + 1, 2);
+    pattern::check(&pin.into_contents()?, PINNED, 2)?;
+    migrate_back(&device, mapping.all(), u64::from(stays(ctx, false)))?;
+    ensure_snapshot(&device, mapping.all(), prot::WRITE)?;
+    mapping.check(PINNED..PINNED + 1, 2)?;
+    mapping.check(0..PINNED, 1)?;
+    Ok(())
+}
+
+/// The device writes to the page that is pinned, wherever that is.
+fn written_by_device(ctx: &mut Context) -> Result {
+    let device = ctx.device(0)?;
+    let gup_test = GupTest::open()?;
+    let mapping = filled()?;
+    migrate(&device, &mapping, 0..COUNT, 1)?;
+    let pin = gup_test.pin(mapping.pages(PINNED..PINNED + 1), true, false)?;
+    device_writes(&device, &mapping, PINNED..PINNED + 1, 2)?;
+    pattern::check(&pin.contents()?, PINNED, 2)?;
+    mapping.fill(PINNED..PINNED + 1, 3);
+    ensure_device_reads(&device, &mapping, PINNED..PINNED + 1, 3)?;
+    pattern::check(&pin.contents()?, PINNED, 3)?;
+    Ok(())
+}
+
+fn released(ctx: &mut Context) -> Result {
+    let gup_test = GupTest::open()?;
+    while_held(ctx, true, |mapping| {
+        Ok(gup_test.pin(mapping.pages(PINNED..PINNED + 1), true, false)?)
+    })
+}
+
+fn in_pipe_released(ctx: &mut Context) -> Result {
+    while_held(ctx, false, |mapping| PipePin::new(mapping.pages(PINNED..PINNED + 1)))
+}
+
+/// A device with a page that is held cannot be emptied, but for that page it is.
+fn while_held<T>(
+    ctx: &Context,
+    long_term: bool,
+    hold: impl FnOnce(&Mapping) -> Result<T>,
+) -> Result {
+    let device = ctx.device(0)?;
+    let mapping = filled()?;
+    migrate(&device, &mapping, 0..COUNT, 1)?;
+    let held = hold(&mapping)?;
+    if stays(ctx, long_term) {
+        ensure_errno!(device.release(), Errno::EBUSY);
+    } else {
+        device.release()?;
+    }
+    ensure_pinned(ctx, &mapping, in_place(ctx, long_term), prot::WRITE)?;
+    mapping.check(0..COUNT, 1)?;
+    // It can still be used.
+    migrate(&device, &mapping, 0..PINNED, 1)?;
+    drop(held);
+
+    device.release()?;
+    ensure_snapshot(&device, mapping.all(), prot::WRITE)?;
+    mapping.check(0..COUNT, 1)?;
+    migrate(&device, &mapping, 0..COUNT, 1)
+}
+
+/// A huge page is held as a whole by a pin of part of it.
+fn huge_in_system(ctx: &mut Context) -> Result {
+    let device = ctx.device(0)?;
+    let gup_test = GupTest::open()?;
+    let mapping = Mapping::huge(HUGE_PAGES)?;
+    mapping.fill(0..HUGE_PAGES, 1);
+    let pin = gup_test.pin(mapping.pages(PINNED..PINNED + 1), true, false)?;
+    ensure_errno!(device.migrate_to_dev(mapping.all()), Errno::ENOENT);
+    ensure_errno!(device.migrate_to_dev(mapping.pages(100..200)), Errno::ENOENT);
+    let snapshot = device.snapshot(mapping.all())?;
+    ensure!(snapshot.iter().all(|byte| byte & !prot::PMD == prot::WRITE), "nothing has moved");
+    mapping.fill(0..HUGE_PAGES, 2);
+    pattern::check(&pin.contents()?, PINNED, 2)?;
+    drop(pin);
+    migrate(&device, &mapping, 0..HUGE_PAGES, 2)?;
+    mapping.check(0..HUGE_PAGES, 2)?;
+    Ok(())
+}
+
+fn huge_on_device(ctx: &mut Context) -> Result {
+    let device = ctx.device(0)?;
+    let gup_test = GupTest::open()?;
+    let mapping = Mapping::huge(HUGE_PAGES)?;
+    mapping.fill(0..HUGE_PAGES, 1);
+    ensure!(pagemap::huge_pages(mapping.all())? == HUGE_PAGES);
+    migrate(&device, &mapping, 0..HUGE_PAGES, 1)?;
+    let pin = gup_test.pin(mapping.pages(PINNED..PINNED + 1), true, false)?;
+    pattern::check(&pin.contents()?, PINNED, 1)?;
+    let (pinned, others) = match ctx.memory_type {
+        MemoryType::Private => (prot::WRITE | prot::PMD, prot::WRITE | prot::PMD),
+        _ => (in_place(ctx, true), ctx.local_write()),
+    };
+    let mut expected = vec![others; HUGE_PAGES];
+    expected[PINNED] = pinned;
+    ensure_snapshots(&device, mapping.all(), &expected)?;
+    let come_back = if ctx.memory_type.is_cpu_accessible() { HUGE_PAGES - 1 } else { 0 };
+    migrate_back(&device, mapping.all(), come_back as u64)?;
+    mapping.fill(0..HUGE_PAGES, 2);
+    pattern::check(&pin.contents()?, PINNED, 2)?;
+    drop(pin);
+    migrate_back(&device, mapping.all(), u64::from(stays(ctx, true)))?;
+    mapping.check(0..HUGE_PAGES, 2)?;
+    Ok(())
+}
+
+/// A page that stays behind when the file is closed is there for who opens the device
+/// again.
+fn file_closed(ctx: &mut Context) -> Result {
+    let device = ctx.device(0)?;
+    let gup_test = GupTest::open()?;
+    let mapping = filled()?;
+    migrate(&device, &mapping, 0..COUNT, 1)?;
+    let pin = gup_test.pin(mapping.pages(PINNED..PINNED + 1), true, false)?;
+    drop(device);
+    ensure_pinned(ctx, &mapping, in_place(ctx, true), prot::WRITE)?;
+    mapping.check(0..COUNT, 1)?;
+    mapping.fill(PINNED..PINNED + 1, 2);
+    pattern::check(&pin.contents()?, PINNED, 2)?;
+    drop(pin);
+
+    let device = ctx.device(0)?;
+    device.release()?;
+    ensure_snapshot(&device, mapping.all(), prot::WRITE)?;
+    mapping.check(PINNED..PINNED + 1, 2)?;
+    Ok(())
+}
+
+/// A page lives as long as its pin.
+fn unmapped(ctx: &mut Context) -> Result {
+    let device = ctx.device(0)?;
+    let gup_test = GupTest::open()?;
+    let mut mapping = filled()?;
+    migrate(&device, &mapping, 0..COUNT, 1)?;
+    let pin = gup_test.pin(mapping.pages(PINNED..PINNED + 1), true, false)?;
+    mapping.munmap(0..COUNT)?;
+    pattern::check(&pin.contents()?, PINNED, 1)?;
+    // Its memory is nobody else's meanwhile.
+    let another = filled()?;
+    migrate(&device, &another, 0..COUNT, 1)?;
+    another.fill(0..COUNT, 2);
+    pattern::check(&pin.contents()?, PINNED, 1)?;
+    if stays(ctx, true) {
+        ensure_errno!(device.release(), Errno::EBUSY);
+    } else {
+        device.release()?;
+    }
+    pattern::check(&pin.contents()?, PINNED, 1)?;
+    drop(pin);
+    device.release()?;
+    another.check(0..COUNT, 2)?;
+    Ok(())
+}
+
+/// The parent keeps a pinned page, the child gets a copy.
+fn forked(ctx: &mut Context) -> Result {
+    let device = ctx.device(0)?;
+    let gup_test = GupTest::open()?;
+    let mapping = filled()?;
+    migrate(&device, &mapping, 0..COUNT, 1)?;
+    let pin = gup_test.pin(mapping.pages(PINNED..PINNED + 1), true, false)?;
+    let child = Child::fork(|| {
+        ensure_snapshot(&ctx.device(0)?, mapping.pages(PINNED..PINNED + 1), prot::WRITE)?;
+        mapping.check(0..COUNT, 1)?;
+        mapping.fill(0..COUNT, 2);
+        Ok(())
+    })?;
+    ensure_pinned(ctx, &mapping, in_place(ctx, true), ctx.local_read())?;
+    mapping.fill(PINNED..PINNED + 1, 3);
+    pattern::check(&pin.contents()?, PINNED, 3)?;
+    child.join()?;
+    mapping.check(PINNED..PINNED + 1, 3)?;
+    pattern::check(&pin.contents()?, PINNED, 3)?;
+    mapping.check(0..PINNED, 1)?;
+    mapping.check(PINNED + 1..COUNT, 1)?;
+    Ok(())
+}

@@ -7,16 +7,16 @@ use std::ops::Range;
 use crate::failure::{Context, Result};
 
 const IOMEM: &str = "/proc/iomem";
-const DEVICE: &str = "hmm_dmirror";
-const SPM: &str = "Soft Reserved";
+/// What the driver in C calls all its regions. That in Rust calls them as the device.
+pub const DRIVER: &str = "hmm_dmirror";
 
 /// A region of physical memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Region {
     /// Addresses, in bytes.
     pub range: Range<u64>,
-    /// Whether it is part of special-purpose memory.
-    pub is_spm: bool,
+    /// Who has claimed it.
+    pub name: String,
 }
 
 /// The regions that a driver of the devices has claimed.
@@ -25,18 +25,11 @@ pub fn device_regions() -> Result<Vec<Region>> {
 }
 
 fn parse(iomem: &str) -> Vec<Region> {
-    let mut regions = Vec::new();
-    let mut is_spm = false;
-    for line in iomem.lines() {
-        let Some((range, name)) = line.split_once(" : ") else { continue };
-        if !line.starts_with(' ') {
-            is_spm = name == SPM;
-        }
-        if let Some(range) = parse_range(range.trim()).filter(|_| name.starts_with(DEVICE)) {
-            regions.push(Region { range, is_spm });
-        }
-    }
-    regions
+    let regions = iomem.lines().filter_map(|line| {
+        let (range, name) = line.trim_start().split_once(" : ")?;
+        Some(Region { range: parse_range(range)?, name: name.into() })
+    });
+    regions.filter(|region| region.name.starts_with(DRIVER)).collect()
 }
 
 fn parse_range(text: &str) -> Option<Range<u64>> {
@@ -53,14 +46,16 @@ mod tests {
     fn regions_of_devices() {
         let iomem = "\
 00001000-0009fbff : System RAM
-100000000-13fffffff : Soft Reserved
+100000000-13fffffff : CXL Window 0
   100000000-10fffffff : hmm_dmirror4
   110000000-11fffffff : dax0.0
 fd00000000-fd0fffffff : hmm_dmirror
 ";
-        let (spm, private) = (0x1_0000_0000..0x1_1000_0000, 0xfd_0000_0000..0xfd_1000_0000);
-        let expected =
-            [Region { range: spm, is_spm: true }, Region { range: private, is_spm: false }];
+        let region = |range, name: &str| Region { range, name: name.into() };
+        let expected = [
+            region(0x1_0000_0000..0x1_1000_0000, "hmm_dmirror4"),
+            region(0xfd_0000_0000..0xfd_1000_0000, "hmm_dmirror"),
+        ];
         assert_eq!(parse(iomem), expected);
         assert_eq!(parse(""), []);
     }

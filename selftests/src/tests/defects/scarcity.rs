@@ -31,8 +31,8 @@ pub fn d09_close_without_free_huge_page(ctx: &mut Context) -> Result {
     Ok(())
 }
 
-/// As long as it exists, the system has free memory, but hardly any huge page.
-struct OnlySmallPages {
+/// As long as it exists, the system has free memory, but no huge page.
+pub(super) struct OnlySmallPages {
     _taken: Vec<Mapping>,
 }
 
@@ -40,7 +40,7 @@ impl OnlySmallPages {
     /// Pages of each of two files, which lie in turns and cannot be moved.
     const FILE_PAGES: usize = 8192;
 
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let folder = ramfs::mount()?;
         let doomed = folder.join("doomed");
         let mut files = [File::create(folder.join("kept"))?, File::create(&doomed)?];
@@ -55,7 +55,6 @@ impl OnlySmallPages {
         // What the files have left behind, or reclaim finds.
         loop {
             let page = Mapping::huge(HUGE_PAGES)?;
-            page.touch(0..1);
             page.write(0, 0, 1);
             if pagemap::huge_pages(page.all())? == 0 {
                 return Ok(Self { _taken: taken });

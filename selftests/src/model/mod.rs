@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A model of what the drivers and the kernel do to a process's memory, to which random
+//! operations are compared.
+//!
+//! It predicts the result of each operation, the contents of all pages, and the
+//! snapshots of both devices. Where the kernel is free to decide, it follows each of the
+//! possibilities, and goes on with the one that is seen. There is just one: whether a
+//! table without entries is freed.
+
+pub mod generator;
+pub mod memory;
+pub mod operation;
+pub mod shrink;
+
+use std::ops::Range;
+
+use nix::errno::Errno;
+
+use crate::failure::{Failure, Result};
+use crate::pattern::MAX_GENERATION;
+use memory::{Access, Choices, Content, Memory, Protection, Reference, Shape};
+use operation::{Kind, Operation};
+
+use crate::uapi::MemoryType;
+
+/// An operation as it is done in a certain state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// What it does.
+    pub kind: Kind,
+    /// Which device does it.
+    pub device: usize,
+    /// Pages it is about.
+    pub range: Range<usize>,
+    /// The first page where they are moved to.
+    pub to: usize,
+    /// What is written is of this generation.
+    pub generation: u32,
+    /// Pages that are read or written, maybe by a child or through a pin; after the end
+    /// of a mapping these are their numbers no more.
+    pub read: Vec<usize>,
+    /// Pages that the CPU writes.
+    pub written: Vec<usize>,
+}
+
+/// What a command counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Pages copied or migrated.
+    pub cpages: u64,
+    /// Device faults; `None`: unknown.
+    pub faults: Option<u64>,
+}
+
+/// For what counts nothing.
+pub const NOTHING: Counts = Counts { cpages: 0, faults: Some(0) };
+
+/// What comes of an action.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Counts or error.
+    pub result: std::result::Result<Counts, Errno>,
+    /// What is in each of the pages of [`Action::read`], if the action succeeds.
+    pub contents: Vec<Content>,
+}
+
+/// The memory and devices that the model is compared with.
+pub trait System {
+    /// Does it; fails if there is anything else in the pages that it reads.
+    fn perform(
+        &mut self,
+        action: &Action,
+        contents: &[Content],
+    ) -> Result<std::result::Result<Counts, Errno>>;
+
+    /// What each device sees.
+    fn snapshots(&mut self) -> Result<[Vec<u8>; 2]>;
+
+    /// At which pages VMAs begin.
+    fn vmas(&mut self) -> Result<Vec<usize>>;
+}
+
+/// What came of one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It was not possible in that state.
+    LeftOut,
+    /// It was done, with this result.
+    Done(std::result::Result<(), Errno>),
+}
+
+/// State that a sequence of operations has led to.
+#[derive(Clone, Debug)]
+pub struct Model {
+    memory: Memory,
+    /// Pages that are pinned for the long term.
+    pinned: Option<Vec<Reference>>,
+    /// Pages in the pipe.
+    piped: Option<Vec<Reference>>,
+    generation: u32,
+}
+
+impl Model {
+    /// Fresh memory.
+    pub fn new(memory_type: MemoryType, shape: Shape) -> Self {
+        Self { memory: Memory::new(memory_type, shape), pinned: None, piped: None, generation: 0 }
+    }
+
+    /// Does one operation in the model and in the system, and compares.
+    pub fn step(&mut self, system: &mut impl System, operation: &Operation) -> Result<Step> {
+        let Some(action) = self.plan(operation) else {
+            return Ok(Step::LeftOut);
+        };
+        let mut worlds = self.worlds(&action);
+        let (expected, model) = worlds.next().expect("there is one at least");
+        let result = system.perform(&action, &expected.contents)?;
+        let snapshots = system.snapshots()?;
+        let seen = match model.mismatch(&expected, result, &snapshots) {
+            None => model,
+            Some(mismatch) => worlds
+                .find(|(expected, model)| model.mismatch(expected, result, &snapshots).is_none())
+                .map(|(_, model)| model)
+                .ok_or_else(|| Failure::Failed(mismatch))?,
+        };
+        drop(worlds);
+        *self = seen;
+        if changes_vmas(action.kind) {
+            self.memory.set_vmas(&system.vmas()?);
+        }
+        Ok(Step::Done(result.map(drop)))
+    }
+
+    /// What may come of an action, the most likely first.
+    fn worlds(&self, action: &Action) -> impl Iterator<Item = (Outcome, Model)> {
+        let mut next = Some(Vec::new());
+        std::iter::from_fn(move || {
+            let mut model = self.clone();
+            model.memory.choices = Choices::new(next.take()?);
+            let outcome = model.apply(action);
+            let mut path = model.memory.choices.taken.clone();
+            while path.last() == Some(&true) {
+                path.pop();
+            }
+            if let Some(last) = path.last_mut() {
+                *last = true;
+                next = Some(path);
+            }
+            Some((outcome, model))
+        })
+    }
+
+    fn mismatch(
+        &self,
+        expected: &Outcome,
+        result: std::result::Result<Counts, Errno>,
+        snapshots: &[Vec<u8>; 2],
+    ) -> Option<String> {
+        let same = match (expected.result, result) {
+            (Ok(expected), Ok(found)) => {
+                expected.cpages == found.cpages
+                    && (expected.faults.is_none() || expected.faults == found.faults)
+            }
+            (expected, found) => expected == found,
+        };
+        if !same {
+            return Some(format!("result is {result:?}, expected {:?}", expected.result));
+        }
+        snapshots.iter().enumerate().find_map(|(device, found)| {
+            let expected = self.memory.snapshot(device);
+            let page = (0..expected.len()).find(|&page| expected[page] != found[page])?;
+            Some(format!(
+                "snapshot of page {page} by device {device} is {:#04x}, expected {:#04x}; \
+                 {} pages differ",
+                found[page],
+                expected[page],
+                (0..expected.len()).filter(|&page| expected[page] != found[page]).count(),
+            ))
+        })
+    }
+
+    /// What an operation means in this state; `None`: nothing.
+    fn plan(&mut self, operation: &Operation) -> Option<Action> {
+        use Kind::*;
+        let Operation { kind, device, ref range, to } = *operation;
+        let count = self.memory.shape().pages;
+        let range = range.start.min(count - 1)..range.end.min(count);
+        let memory = &self.memory;
+        let readable = |page: &usize| memory.allows(*page, Access::Read);
+        let writable = |page: &usize| memory.allows(*page, Access::Write);
+        let is_mapped = |page: &usize| memory.protection(*page).is_some();
+        let has_huge_pages = memory.shape().has_huge_pages;
+        let any_fails = (0..2).any(|device| memory.will_fail(device));
+
+        let range = match kind {
+            // What is not modelled for huge pages.
+            Exclusive | CheckExclusive | ForkAndHold | PinLongterm | PinPipe
+                if has_huge_pages =>
+            {
+                return None;
+            }
+            ForkAndHold if memory.has_child() => return None,
+            Join if !memory.has_child() => return None,
+            // The child has it open, too.
+            Reopen if memory.has_child() => return None,
+            PinLongterm if self.pinned.is_some() => return None,
+            UnpinLongterm if self.pinned.is_none() => return None,
+            PinPipe if self.piped.is_some() => return None,
+            UnpinPipe if self.piped.is_none() => return None,
+            // A part would be in the pipe.
+            PinPipe if any_fails => return None,
+            // How much is written before it fails depends on what is not modelled.
+            DeviceWrite if has_huge_pages && any_fails => return None,
+            // What fails must not be left without contents.
+            FreeForDevice if any_fails => return None,
+            DeviceWrite if has_huge_pages => run(range, writable)?,
+            Free | FreeForDevice => run(range, writable)?,
+            PinPipe => run(range, readable)?,
+            Unmap | ProtectNone | ProtectRead | ProtectWrite | DontNeed | PageOut => {
+                run(range, is_mapped)?
+            }
+            Move => {
+                let range = run(range, is_mapped)?;
+                let to = to.min(count - range.len());
+                if to < range.end && range.start < to + range.len() {
+                    return None;
+                }
+                range
+            }
+            _ => range,
+        };
+        let to = to.min(count - range.len());
+        let forks = match kind {
+            Fork | ForkAndHold => true,
+            PageOut => range.clone().any(|page| memory.may_unmap_in_reclaim(page)),
+            _ => false,
+        };
+        let read: Vec<_> = match kind {
+            CpuRead => range.clone().filter(readable).collect(),
+            DeviceRead | DeviceReadUnlocked | ToDevice | Exclusive => range.clone().collect(),
+            _ if forks => (0..count).filter(readable).collect(),
+            _ => Vec::new(),
+        };
+        let written: Vec<_> = match kind {
+            CpuWrite | Fork | ForkAndHold | Free => range.clone().filter(writable).collect(),
+            _ => Vec::new(),
+        };
+        let nothing_left = match kind {
+            CpuRead => read.is_empty(),
+            CpuWrite => written.is_empty(),
+            _ => false,
+        };
+        if nothing_left {
+            return None;
+        }
+        self.generation = self.generation % MAX_GENERATION + 1;
+        Some(Action { kind, device, range, to, generation: self.generation, read, written })
+    }
+
+    /// Does it in the model.
+    fn apply(&mut self, action: &Action) -> Outcome {
+        let mut contents: Vec<_> =
+            action.read.iter().map(|&page| self.memory.content(page)).collect();
+        match action.kind {
+            Kind::UnpinLongterm => contents = self.contents_of(&self.pinned),
+            Kind::UnpinPipe => contents = self.contents_of(&self.piped),
+            _ => {}
+        }
+        Outcome { result: self.result(action), contents }
+    }
+
+    fn contents_of(&self, references: &Option<Vec<Reference>>) -> Vec<Content> {
+        references.iter().flatten().map(|&reference| self.memory.content_of(reference)).collect()
+    }
+
+    fn result(&mut self, action: &Action) -> std::result::Result<Counts, Errno> {
+        let Action { device, ref range, to, generation, .. } = *action;
+        let range = range.clone();
+        let memory = &mut self.memory;
+        match action.kind {
+            Kind::CpuRead => {
+                action.read.iter().for_each(|&page| memory.cpu_access(page, Access::Read));
+            }
+            Kind::CpuWrite => self.cpu_write(action),
+            Kind::DeviceRead | Kind::DeviceReadUnlocked => return self.device_read(device, range),
+            Kind::DeviceWrite => return self.device_write(device, range, generation),
+            Kind::ToDevice => return self.to_device(device, range),
+            Kind::ToSystem => return self.to_system(device, range),
+            Kind::Exclusive => {
+                for page in range.clone() {
+                    memory.make_exclusive(device, page)?;
+                }
+                return Ok(Counts { cpages: range.len() as u64, faults: Some(0) });
+            }
+            Kind::CheckExclusive => {
+                if memory.any_exclusive(device, range) {
+                    return Err(Errno::EPERM);
+                }
+            }
+            Kind::Release => {
+                if !memory.evict(device) {
+                    return Err(Errno::EBUSY);
+                }
+            }
+            Kind::Reopen => memory.reopen(device),
+            Kind::FailAllocation => memory.fail_next(device),
+            Kind::Fork => memory.fork(false),
+            Kind::ForkAndHold => memory.fork(true),
+            Kind::Join => memory.join(),
+            Kind::Map => memory.map(range),
+            Kind::Unmap => memory.unmap(range),
+            Kind::ProtectNone => memory.protect(range, Protection::None),
+            Kind::ProtectRead => memory.protect(range, Protection::Read),
+            Kind::ProtectWrite => memory.protect(range, Protection::Write),
+            Kind::Move => memory.move_pages(range, to),
+            Kind::DontNeed => memory.drop_contents(range),
+            Kind::Free => {
+                memory.free_lazily(range);
+                self.cpu_write(action);
+            }
+            Kind::FreeForDevice => {
+                memory.free_lazily(range.clone());
+                return self.device_write(device, range, generation);
+            }
+            Kind::PageOut => {
+                if !action.read.is_empty() {
+                    memory.fork(false);
+                }
+            }
+            Kind::PinLongterm => self.pinned = Some(memory.pin_longterm(range)?),
+            Kind::UnpinLongterm => memory.unpin_longterm(&self.pinned.take().unwrap_or_default()),
+            Kind::PinPipe => self.piped = Some(memory.reference(range)),
+            Kind::UnpinPipe => memory.put_references(&self.piped.take().unwrap_or_default()),
+        }
+        Ok(NOTHING)
+    }
+
+    fn cpu_write(&mut self, action: &Action) {
+        for &page in &action.written {
+            self.memory.cpu_write(page, Content { page, generation: action.generation });
+        }
+    }
+
+    fn device_read(
+        &mut self,
+        device: usize,
+        range: Range<usize>,
+    ) -> std::result::Result<Counts, Errno> {
+        let mut faults = 0;
+        let mut rest = range.clone();
+        loop {
+            let mapped = |page: &usize| self.memory.has_mapped(device, *page, Access::Read);
+            rest.start = rest.clone().find(|page| !mapped(page)).unwrap_or(rest.end);
+            if rest.is_empty() {
+                return Ok(self.counts(range.len(), faults));
+            }
+            self.memory.device_fault(device, rest.clone(), Access::Read)?;
+            faults += 1;
+        }
+    }
+
+    fn device_write(
+        &mut self,
+        device: usize,
+        range: Range<usize>,
+        generation: u32,
+    ) -> std::result::Result<Counts, Errno> {
+        let mut faults = 0;
+        let mut rest = range.clone();
+        loop {
+            while !rest.is_empty() && self.memory.has_mapped(device, rest.start, Access::Write) {
+                let page = rest.start;
+                self.memory.set_content(page, Content { page, generation });
+                rest.start += 1;
+            }
+            if rest.is_empty() {
+                return Ok(self.counts(range.len(), faults));
+            }
+            self.memory.device_fault(device, rest.clone(), Access::Write)?;
+            faults += 1;
+        }
+    }
+
+    fn counts(&self, pages: usize, faults: u64) -> Counts {
+        let is_known = !self.memory.shape().has_huge_pages;
+        Counts { cpages: pages as u64, faults: is_known.then_some(faults) }
+    }
+
+    fn to_device(
+        &mut self,
+        device: usize,
+        range: Range<usize>,
+    ) -> std::result::Result<Counts, Errno> {
+        let (windows, is_all) = self.memory.windows(range.clone());
+        for window in windows {
+            self.memory.to_device(device, window.clone());
+            self.memory.mirror_present(device, window);
+        }
+        if !is_all {
+            return Err(Errno::EINVAL);
+        }
+        if !range.clone().all(|page| self.memory.is_on(device, page)) {
+            return Err(Errno::ENOENT);
+        }
+        Ok(Counts { cpages: range.len() as u64, faults: Some(0) })
+    }
+
+    fn to_system(
+        &mut self,
+        device: usize,
+        range: Range<usize>,
+    ) -> std::result::Result<Counts, Errno> {
+        let (windows, is_all) = self.memory.windows(range);
+        let mut migrated = 0;
+        for window in windows {
+            migrated += self.memory.to_system(device, window)?;
+        }
+        if !is_all {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Counts { cpages: migrated as u64, faults: Some(0) })
+    }
+}
+
+/// Whether an action changes VMAs.
+fn changes_vmas(kind: Kind) -> bool {
+    use Kind::*;
+    matches!(kind, Map | Unmap | Move | ProtectNone | ProtectRead | ProtectWrite)
+}
+
+/// The first part of a range of which all pages are so.
+fn run(range: Range<usize>, is_so: impl Fn(&usize) -> bool) -> Option<Range<usize>> {
+    let start = range.clone().find(&is_so)?;
+    let end = (start..range.end).find(|page| !is_so(page)).unwrap_or(range.end);
+    Some(start..end)
+}

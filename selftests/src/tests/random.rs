@@ -1,0 +1,441 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Random sequences of operations, compared with a [model](crate::model).
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use nix::errno::Errno;
+use nix::sys::mman::{MmapAdvise, ProtFlags};
+
+use super::{Context, Test};
+use crate::device::Device;
+use crate::failure::{Context as _, Failure, Result};
+use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE, Pages};
+use crate::model::generator::Generator;
+use crate::model::memory::{Content, Shape};
+use crate::model::operation::{Kind, Operation, Sequence};
+use crate::model::shrink::shrink;
+use crate::model::{Action, Counts, Model, NOTHING, Step, System};
+use crate::pattern::{self, Mismatch};
+use crate::pins::{GupTest, LongtermPin, PipePin};
+use crate::process::Child;
+use crate::{pagemap, test};
+
+/// Name of the group.
+pub const GROUP: &str = "random";
+
+/// The group's tests.
+pub const TESTS: &[Test] = &[test!(small_pages), test!(huge_pages)];
+
+/// Operations of a test if the command line says nothing else.
+const OPERATIONS: usize = 2000;
+
+/// What the tests do.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Options {
+    /// Operations in each test of the group `random`; its time limits grow with them
+    /// [default: 2000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub operations: Option<u32>,
+
+    /// Instead of random operations, these: what a failed test of the group prints
+    #[arg(long, value_name = "SEQUENCE", conflicts_with = "operations")]
+    pub replay: Option<Sequence>,
+}
+
+impl Options {
+    /// How much longer than usual the tests may take.
+    pub fn timeout_factor(&self) -> f64 {
+        f64::max(1.0, self.count() as f64 / OPERATIONS as f64)
+    }
+
+    /// The same as arguments of the command line.
+    pub fn arguments(&self) -> Vec<String> {
+        let argument = |name: &str, value: String| [name.to_owned(), value];
+        let operations = self.operations.map(|n| argument("--operations", n.to_string()));
+        let replay = self.replay.as_ref().map(|s| argument("--replay", s.to_string()));
+        operations.into_iter().chain(replay).flatten().collect()
+    }
+
+    fn count(&self) -> usize {
+        self.operations.map_or(OPERATIONS, |n| n as usize)
+    }
+}
+
+/// Some pages on either side of where the table of another PMD begins.
+const SMALL: Shape = Shape { pages: 32, skew: HUGE_PAGES - 16, has_huge_pages: false };
+const HUGE: Shape = Shape { pages: 2 * HUGE_PAGES, skew: 0, has_huge_pages: true };
+
+/// Operations in a row, in a process of their own.
+const EPISODE: usize = 250;
+/// For one such sequence.
+const EPISODE_LIMIT: Duration = Duration::from_secs(60);
+/// For making a failing sequence short.
+const SHRINK_LIMIT: Duration = Duration::from_secs(20);
+
+/// More pages than this are checked by some words of each only.
+const CHECKED_IN_FULL: usize = 32;
+const WORDS: usize = PAGE_SIZE / size_of::<u64>();
+const SPARSE: usize = 61;
+
+fn small_pages(ctx: &mut Context) -> Result {
+    run(ctx, SMALL)
+}
+
+fn huge_pages(ctx: &mut Context) -> Result {
+    run(ctx, HUGE)
+}
+
+fn run(ctx: &mut Context, shape: Shape) -> Result {
+    // Skips the test here if there is none.
+    drop(GupTest::open()?);
+    let coverage = Coverage::new()?;
+    if let Some(Sequence(operations)) = &ctx.random.replay {
+        return episode(ctx, shape, operations, &coverage);
+    }
+    let mut left = ctx.random.count();
+    let start = Instant::now();
+    while left > 0 {
+        let count = left.min(EPISODE);
+        let generator = Generator::new(ctx.rng.u64(..), shape);
+        let operations: Vec<_> = generator.take(count).collect();
+        if let Err(failure) = episode(ctx, shape, &operations, &coverage) {
+            return Err(shortened(ctx, shape, operations, failure)?);
+        }
+        left -= count;
+    }
+    println!("{:.0?}", start.elapsed());
+    coverage.print();
+    Ok(())
+}
+
+/// Runs operations on fresh memory in a process of their own.
+fn episode(
+    ctx: &Context,
+    shape: Shape,
+    operations: &[Operation],
+    coverage: &Coverage,
+) -> Result {
+    coverage.set_step(0);
+    let child = Child::fork(|| {
+        let mut process = Process::new(ctx, shape)?;
+        let mut model = Model::new(ctx.memory_type, shape);
+        for (number, operation) in operations.iter().enumerate() {
+            coverage.set_step(number);
+            let step = model
+                .step(&mut process, operation)
+                .context(format!("operation {number}, {operation}"))?;
+            coverage.count(operation.kind, step);
+        }
+        Ok(())
+    })?;
+    child.join_within(EPISODE_LIMIT)
+}
+
+/// The failure with a short sequence that leads to one.
+fn shortened(
+    ctx: &Context,
+    shape: Shape,
+    mut operations: Vec<Operation>,
+    failure: Failure,
+) -> Result<Failure> {
+    let Failure::Failed(mut message) = failure else {
+        return Ok(failure);
+    };
+    let coverage = Coverage::new()?;
+    let end = Instant::now() + SHRINK_LIMIT;
+    // Without what came after it, which is known if it is no crash.
+    if episode(ctx, shape, &operations, &coverage).is_err() {
+        operations.truncate(coverage.step() + 1);
+    } else {
+        message += "\nnot reproduced when run again";
+        end_of_message(&mut message, &operations);
+        return Ok(Failure::Failed(message));
+    }
+    let short = shrink(&operations, |operations| {
+        (Instant::now() < end).then(|| match episode(ctx, shape, operations, &coverage) {
+            Err(failure) => {
+                message = failure.to_string();
+                true
+            }
+            Ok(()) => false,
+        })
+    });
+    end_of_message(&mut message, &short);
+    Ok(Failure::Failed(message))
+}
+
+fn end_of_message(message: &mut String, operations: &[Operation]) {
+    *message += &format!("\nwith --replay \"{}\"", Sequence(operations.to_vec()));
+}
+
+/// The process that the model is compared with.
+struct Process<'a> {
+    ctx: &'a Context,
+    gup_test: &'static GupTest,
+    mapping: Mapping,
+    shape: Shape,
+    devices: [Device; 2],
+    child: Option<(Child, crate::process::Gate)>,
+    pinned: Option<LongtermPin<'static>>,
+    piped: Option<PipePin>,
+}
+
+impl<'a> Process<'a> {
+    fn new(ctx: &'a Context, shape: Shape) -> Result<Self> {
+        let process = Self {
+            ctx,
+            // The process ends by exiting.
+            gup_test: Box::leak(Box::new(GupTest::open()?)),
+            mapping: Mapping::apart(shape.pages, shape.skew)?,
+            shape,
+            devices: [ctx.device(0)?, ctx.device(1)?],
+            child: None,
+            pinned: None,
+            piped: None,
+        };
+        process.prepare(0..shape.pages)?;
+        Ok(process)
+    }
+
+    /// Prepares what was just mapped.
+    fn prepare(&self, range: Range<usize>) -> Result {
+        if self.shape.has_huge_pages {
+            self.mapping.madvise(range, MmapAdvise::MADV_HUGEPAGE)?;
+            return Ok(());
+        }
+        self.mapping.madvise(range.clone(), MmapAdvise::MADV_NOHUGEPAGE)?;
+        // Fork looks only at VMAs that had a page once.
+        self.mapping.write(range.start, 0, 1);
+        self.mapping.madvise(range, MmapAdvise::MADV_DONTNEED)?;
+        Ok(())
+    }
+
+    fn pages(&self, range: &Range<usize>) -> Pages {
+        self.mapping.pages(range.clone())
+    }
+
+    fn cpu_write(&self, pages: &[usize], generation: u32) {
+        for &page in pages {
+            self.mapping.fill(page..page + 1, generation);
+        }
+    }
+
+    fn fork(&mut self, action: &Action, contents: &[Content], hold: bool) -> Result {
+        let gate = crate::process::Gate::new()?;
+        let child = Child::fork(|| {
+            gate.pass()?;
+            check(&action.read, contents, |page, index| self.mapping.read(page, index))?;
+            self.cpu_write(&action.written, action.generation);
+            for &page in &action.written {
+                self.mapping.check(page..page + 1, action.generation)?;
+            }
+            Ok(())
+        })?;
+        if hold {
+            self.child = Some((child, gate));
+            return Ok(());
+        }
+        gate.open()?;
+        child.join()
+    }
+
+    fn madvise(&self, range: Range<usize>, advice: MmapAdvise) -> Result {
+        self.mapping.madvise(range, advice).context(format!("{advice:?}"))
+    }
+
+    fn protect(&self, range: Range<usize>, protection: ProtFlags) -> Result {
+        self.mapping.mprotect(range, protection).context("mprotect")
+    }
+
+    fn device_write(&self, action: &Action) -> std::result::Result<Counts, Errno> {
+        let Action { ref range, generation, .. } = *action;
+        let data = pattern::pages(range.start, range.len(), generation);
+        self.devices[action.device].write(self.pages(range), &data).map(counts)
+    }
+}
+
+fn counts(counts: crate::device::Counts) -> Counts {
+    Counts { cpages: counts.cpages, faults: Some(counts.faults) }
+}
+
+/// Checks what is in pages.
+fn check(
+    pages: &[usize],
+    contents: &[Content],
+    word: impl Fn(usize, usize) -> u64,
+) -> std::result::Result<(), Mismatch> {
+    let step = if contents.len() > CHECKED_IN_FULL { SPARSE } else { 1 };
+    for (&page, content) in pages.iter().zip(contents) {
+        for index in (0..WORDS).step_by(step).chain([WORDS - 1]) {
+            let found = word(page, index);
+            pattern::check_word(content.page, content.generation, index, found)?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks a copy of pages.
+fn check_data(data: &[u8], contents: &[Content]) -> Result {
+    crate::ensure_eq!(data.len(), contents.len() * PAGE_SIZE);
+    let numbers: Vec<_> = (0..contents.len()).collect();
+    check(&numbers, contents, |page, index| {
+        let at = page * PAGE_SIZE + index * size_of::<u64>();
+        u64::from_ne_bytes(data[at..at + size_of::<u64>()].try_into().expect("8 bytes"))
+    })?;
+    Ok(())
+}
+
+impl System for Process<'_> {
+    fn perform(
+        &mut self,
+        action: &Action,
+        contents: &[Content],
+    ) -> Result<std::result::Result<Counts, Errno>> {
+        let range = action.range.clone();
+        let pages = self.pages(&range);
+        let device = &self.devices[action.device];
+        match action.kind {
+            Kind::CpuRead => {
+                check(&action.read, contents, |page, index| self.mapping.read(page, index))?;
+            }
+            Kind::CpuWrite => self.cpu_write(&action.written, action.generation),
+            Kind::DeviceRead | Kind::DeviceReadUnlocked | Kind::ToDevice | Kind::Exclusive => {
+                let result = match action.kind {
+                    Kind::DeviceRead => device.read(pages),
+                    Kind::DeviceReadUnlocked => device.read_unlocked(pages),
+                    Kind::ToDevice => device.migrate_to_dev(pages),
+                    _ => device.exclusive(pages),
+                };
+                return match result {
+                    Ok(data) => {
+                        check_data(&data.data, contents)?;
+                        Ok(Ok(Counts { cpages: data.cpages, faults: Some(data.faults) }))
+                    }
+                    Err(errno) => Ok(Err(errno)),
+                };
+            }
+            Kind::DeviceWrite => return Ok(self.device_write(action)),
+            Kind::ToSystem => return Ok(device.migrate_to_sys(pages).map(counts)),
+            Kind::CheckExclusive => return Ok(device.check_exclusive(pages).map(|()| NOTHING)),
+            Kind::Release => return Ok(device.release().map(|()| NOTHING)),
+            Kind::Reopen => {
+                // Another open device does not do for the one that is closed.
+                let closed = Device::open("/dev/null".as_ref())?;
+                drop(std::mem::replace(&mut self.devices[action.device], closed));
+                self.devices[action.device] = self.ctx.device(action.device)?;
+            }
+            Kind::FailAllocation => device.fail_next_allocation()?,
+            Kind::Fork => self.fork(action, contents, false)?,
+            Kind::ForkAndHold => self.fork(action, contents, true)?,
+            Kind::Join => {
+                if let Some((child, gate)) = self.child.take() {
+                    gate.open()?;
+                    child.join()?;
+                }
+            }
+            Kind::Map => {
+                self.mapping.map_again(range.clone())?;
+                self.prepare(range)?;
+            }
+            Kind::Unmap => self.mapping.munmap(range).context("munmap")?,
+            Kind::ProtectNone => self.protect(range, ProtFlags::PROT_NONE)?,
+            Kind::ProtectRead => self.protect(range, ProtFlags::PROT_READ)?,
+            Kind::ProtectWrite => {
+                self.protect(range, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+            }
+            Kind::Move => self.mapping.move_within(range, action.to).context("mremap")?,
+            Kind::DontNeed => self.madvise(range, MmapAdvise::MADV_DONTNEED)?,
+            Kind::Free => {
+                self.madvise(range, MmapAdvise::MADV_FREE)?;
+                self.cpu_write(&action.written, action.generation);
+            }
+            Kind::FreeForDevice => {
+                self.madvise(range, MmapAdvise::MADV_FREE)?;
+                return Ok(self.device_write(action));
+            }
+            Kind::PageOut => {
+                self.madvise(range, MmapAdvise::MADV_PAGEOUT)?;
+                if !action.read.is_empty() {
+                    self.fork(action, contents, false)?;
+                }
+            }
+            Kind::PinLongterm => match self.gup_test.pin(pages, true, action.to % 2 == 0) {
+                Ok(pin) => self.pinned = Some(pin),
+                Err(errno) => return Ok(Err(errno)),
+            },
+            Kind::UnpinLongterm => {
+                if let Some(pin) = self.pinned.take() {
+                    check_data(&pin.contents()?, contents)?;
+                }
+            }
+            Kind::PinPipe => self.piped = Some(PipePin::new(pages)?),
+            Kind::UnpinPipe => {
+                if let Some(pin) = self.piped.take() {
+                    check_data(&pin.into_contents()?, contents)?;
+                }
+            }
+        }
+        Ok(Ok(NOTHING))
+    }
+
+    fn snapshots(&mut self) -> Result<[Vec<u8>; 2]> {
+        let snapshot = |device: &Device| device.snapshot(self.mapping.all()).context("snapshot");
+        Ok([snapshot(&self.devices[0])?, snapshot(&self.devices[1])?])
+    }
+
+    fn vmas(&mut self) -> Result<Vec<usize>> {
+        Ok(pagemap::beginnings_of_vmas(self.mapping.all())?)
+    }
+}
+
+/// Counts outcomes across processes.
+struct Coverage(Mapping);
+
+impl Coverage {
+    /// Word of a kind's page for what was left out; errors are words of their own, and
+    /// 0 is success.
+    const LEFT_OUT: usize = 511;
+    /// Page of the number of the operation that runs.
+    const STEP: usize = 0;
+
+    fn new() -> Result<Self> {
+        Ok(Self(Mapping::shared(Kind::value_variants().len() + 1)?))
+    }
+
+    fn set_step(&self, number: usize) {
+        self.0.write(Self::STEP, 0, number as u64);
+    }
+
+    fn step(&self) -> usize {
+        self.0.read(Self::STEP, 0) as usize
+    }
+
+    fn count(&self, kind: Kind, step: Step) {
+        let word = match step {
+            Step::LeftOut => Self::LEFT_OUT,
+            Step::Done(Ok(())) => 0,
+            Step::Done(Err(errno)) => errno as usize,
+        };
+        let page = kind as usize + 1;
+        self.0.write(page, word, self.0.read(page, word) + 1);
+    }
+
+    /// A line for each kind.
+    fn print(&self) {
+        for &kind in Kind::value_variants() {
+            let counts: BTreeMap<usize, u64> = (0..WORDS)
+                .map(|word| (word, self.0.read(kind as usize + 1, word)))
+                .filter(|(_, count)| *count > 0)
+                .collect();
+            let counts = counts.iter().map(|(&word, count)| match word {
+                0 => format!("{count} ok"),
+                Self::LEFT_OUT => format!("{count} left out"),
+                errno => format!("{count} {:?}", Errno::from_raw(errno as i32)),
+            });
+            println!("{}: {}", kind.name(), counts.collect::<Vec<_>>().join(", "));
+        }
+    }
+}
