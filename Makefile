@@ -73,8 +73,8 @@ selftests: $(kernel-target)
 	@scripts/selftests.py --kernel $(kernel-name) $(if $(DRIVERS),--drivers '$(DRIVERS)') \
 		$(if $(TYPES),--types '$(TYPES)') -- $(value ARGS)
 
-defects: kernel
-	@scripts/defects.py $(if $(DRIVER),--driver '$(DRIVER)')
+defects: $(kernel-target)
+	@scripts/defects.py --kernel $(kernel-name) $(if $(filter test_hmm_rs,$(DRIVER)),--driver $(DRIVER))
 
 cargo-test: tree
 	@scripts/cargo test

@@ -25,8 +25,6 @@ C, RUST = hmm_tests.DRIVERS
 RESULTS = vm.BUILD / "results/defects"
 GROUP = "defects"
 TIMEOUT = 90  # seconds for a VM of one test, which itself gives up after 60
-# On the debug kernel, if there is one: what they do to freed memory shows only there.
-SILENT = ()
 
 ROW = re.compile(r"d(\d+)_")
 CRASH = re.compile(
@@ -53,8 +51,6 @@ def list_tests(program, filters):
 
 def run_c(program, name, memory_type, kernel):
     """Boots a VM for one test with the driver in C."""
-    if any(fnmatch.fnmatchcase(name, pattern) for pattern in SILENT) and has_debug_kernel():
-        kernel = "debug"
     run = Run(kernel, "selftests", C, memory_type)
     factor = selftests.DEBUG_TIMEOUT_FACTOR if kernel == "debug" else 1
     arguments = ["--type", memory_type, "--timeout-factor", str(factor), f"{GROUP}.{name}"]
@@ -71,13 +67,6 @@ def run_c(program, name, memory_type, kernel):
         {"name": f"{GROUP}.{name}", "result": outcome, "seconds": run.seconds, "detail": detail}
     )
     return run
-
-
-def has_debug_kernel():
-    try:
-        return bool(vm.kernel_image("debug"))
-    except vm.VmError:
-        return False
 
 
 def judge(result, test):
@@ -126,8 +115,7 @@ def print_reasons(runs):
     for run in runs:
         for test in run.tests:
             if run.driver == C and test["result"] != "pass":
-                kernel = " on the debug kernel" if run.kernel == "debug" else ""
-                print(f"{test['name']}{kernel}:", *test["detail"][:4], sep="\n    ")
+                print(f"{test['name']} on {run.type} memory:", *test["detail"][:4], sep="\n    ")
 
 
 def main():

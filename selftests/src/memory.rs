@@ -135,11 +135,7 @@ impl Mapping {
         Self::reserve_at(None, count, skew)
     }
 
-    fn reserve_at(
-        start: Option<NonZeroUsize>,
-        count: usize,
-        skew: usize,
-    ) -> Result<Self, Errno> {
+    fn reserve_at(start: Option<NonZeroUsize>, count: usize, skew: usize) -> Result<Self, Errno> {
         assert!(count > 0 && skew < HUGE_PAGES);
         let bytes = count * PAGE_SIZE;
         // One huge page in front, one behind, one for alignment, one for the skew.

@@ -24,11 +24,11 @@ const WEIGHTS: &[(Kind, u32)] = &[
     (Kind::Fork, 3),
     (Kind::ForkAndHold, 2),
     (Kind::Join, 2),
-    (Kind::Map, 5),
+    (Kind::Map, 8),
     (Kind::Unmap, 2),
     (Kind::ProtectNone, 1),
     (Kind::ProtectRead, 3),
-    (Kind::ProtectWrite, 6),
+    (Kind::ProtectWrite, 8),
     (Kind::Move, 3),
     (Kind::DontNeed, 2),
     (Kind::Free, 1),
@@ -155,7 +155,11 @@ impl Iterator for Generator {
 
     fn next(&mut self) -> Option<Operation> {
         let kind = self.kind();
-        let range = self.focused_range();
+        let range = match kind {
+            // Now and then all is made accessible again.
+            Kind::Map | Kind::ProtectWrite if self.rng.bool() => 0..self.shape.pages,
+            _ => self.focused_range(),
+        };
         let to = self.target(&range);
         Some(Operation { kind, device: self.rng.usize(0..2), range, to })
     }

@@ -59,6 +59,8 @@ type FolioId = usize;
 struct Folio {
     place: Place,
     content: Content,
+    /// Offset in the object that it belongs to, for core mm to find who maps it.
+    offset: usize,
     /// Entries of page tables that map it, those of a child included.
     mapped: usize,
     /// Pins, which keep it from being copied on write by others.
@@ -95,7 +97,9 @@ enum Pte {
         exclusive: bool,
     },
     /// Given to a device exclusively.
-    DeviceExclusive { folio: FolioId },
+    DeviceExclusive {
+        folio: FolioId,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -104,10 +108,12 @@ struct Page {
     protection: Option<Protection>,
     /// A VMA begins here.
     begins_vma: bool,
+    /// Where core mm looks for folios with this offset, and maybe others'.
+    offset: usize,
     pte: Pte,
 }
 
-const UNMAPPED: Page = Page { protection: None, begins_vma: false, pte: Pte::Empty };
+const UNMAPPED: Page = Page { protection: None, begins_vma: false, offset: 0, pte: Pte::Empty };
 
 /// What the PMD of a block is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,14 +130,24 @@ enum Block {
     Huge,
 }
 
-/// Entry of a device's page table.
+/// What a device has mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Entry {
-    None,
+enum Mirrored {
+    Nothing,
     Read,
     Write,
     Exclusive,
 }
+
+/// Entry of a device's page table.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    mirrored: Mirrored,
+    /// It may have been invalidated: core mm has looked there for another page.
+    is_uncertain: bool,
+}
+
+const INVALID: Entry = Entry { mirrored: Mirrored::Nothing, is_uncertain: false };
 
 /// A page that a held child has mapped.
 #[derive(Clone, Copy, Debug)]
@@ -212,7 +228,7 @@ impl Memory {
             blocks: vec![block; blocks],
             folios: Vec::new(),
             unused: Vec::new(),
-            mirrors: [vec![Entry::None; shape.pages], vec![Entry::None; shape.pages]],
+            mirrors: [vec![INVALID; shape.pages], vec![INVALID; shape.pages]],
             fails: [false; 2],
             child: None,
             choices: Choices::default(),
@@ -277,9 +293,9 @@ impl Memory {
 
     // Folios.
 
-    fn new_folio(&mut self, place: Place, content: Content) -> FolioId {
-        let folio =
-            Folio { place, content, mapped: 1, pinned: 0, referenced: 0, is_lazy: false };
+    fn new_folio(&mut self, place: Place, content: Content, offset: usize) -> FolioId {
+        let (mapped, pinned, referenced, is_lazy) = (1, 0, 0, false);
+        let folio = Folio { place, content, offset, mapped, pinned, referenced, is_lazy };
         match self.unused.pop() {
             Some(id) => {
                 self.folios[id] = folio;
@@ -293,7 +309,7 @@ impl Memory {
     }
 
     fn map_new(&mut self, page: usize, place: Place, content: Content, writable: bool) {
-        let folio = self.new_folio(place, content);
+        let folio = self.new_folio(place, content, self.pages[page].offset);
         self.pages[page].pte = Pte::Mapped { folio, writable, exclusive: true };
     }
 
@@ -314,14 +330,6 @@ impl Memory {
             Pte::Empty | Pte::Zero => None,
             Pte::Mapped { folio, .. } | Pte::DeviceExclusive { folio } => Some(folio),
         }
-    }
-
-    /// The pages that have a folio on a device. Those of the child alone are not there.
-    fn pages_on(&self, device: usize) -> Vec<usize> {
-        let on_device = |&page: &usize| {
-            self.folio_of(page).is_some_and(|id| self.folios[id].place == Place::Device(device))
-        };
-        (0..self.pages.len()).filter(on_device).collect()
     }
 
     /// Where a page is on a device and mapped, its folio.
@@ -415,7 +423,7 @@ impl Memory {
 
     fn invalidate(&mut self, range: Range<usize>) {
         for mirror in &mut self.mirrors {
-            mirror[range.clone()].fill(Entry::None);
+            mirror[range.clone()].fill(INVALID);
         }
     }
 
@@ -423,17 +431,45 @@ impl Memory {
         self.invalidate(page..page + 1);
     }
 
-    /// Whether a device can read, or write, a page without a fault.
-    pub fn has_mapped(&self, device: usize, page: usize, access: Access) -> bool {
-        match access {
-            Access::Read => self.mirrors[device][page] != Entry::None,
-            Access::Write => self.mirrors[device][page] == Entry::Write,
+    /// Core mm unmaps a folio wherever it is mapped. It may look where it once was, too.
+    fn unmap_everywhere(&mut self, id: FolioId) {
+        let offset = self.folios[id].offset;
+        for page in 0..self.pages.len() {
+            if self.folio_of(page) == Some(id) {
+                self.invalidate_page(page);
+            } else if self.pages[page].protection.is_some() && self.pages[page].offset == offset {
+                for mirror in &mut self.mirrors {
+                    mirror[page].is_uncertain = mirror[page].mirrored != Mirrored::Nothing;
+                }
+            }
         }
     }
 
+    /// Whether an entry that may have been invalidated is still there.
+    fn is_still_there(&mut self, device: usize, page: usize) -> bool {
+        let gone = self.mirrors[device][page].is_uncertain && self.choices.choose();
+        if gone {
+            self.mirrors[device][page] = INVALID;
+        }
+        !gone
+    }
+
+    /// Whether a device can read, or write, a page without a fault.
+    pub fn has_mapped(&mut self, device: usize, page: usize, access: Access) -> bool {
+        let is_mapped = match (access, self.mirrors[device][page].mirrored) {
+            (_, Mirrored::Nothing) => false,
+            (Access::Read, _) => true,
+            (Access::Write, mirrored) => mirrored == Mirrored::Write,
+        };
+        is_mapped && self.is_still_there(device, page)
+    }
+
     /// Whether a device has any page of a range exclusively.
-    pub fn any_exclusive(&self, device: usize, range: Range<usize>) -> bool {
-        self.mirrors[device][range].contains(&Entry::Exclusive)
+    pub fn any_exclusive(&mut self, device: usize, range: Range<usize>) -> bool {
+        range.into_iter().any(|page| {
+            self.mirrors[device][page].mirrored == Mirrored::Exclusive
+                && self.is_still_there(device, page)
+        })
     }
 
     // Faults.
@@ -477,9 +513,11 @@ impl Memory {
             // A huge page is always used once: its children do not stay.
             Pte::Mapped { folio, exclusive, .. } => {
                 if exclusive || self.folios[folio].is_used_once() {
-                    let reused =
-                        if self.block(page) == Block::Huge { self.pages_of(self.block_of(page)) }
-                        else { page..page + 1 };
+                    let reused = if self.block(page) == Block::Huge {
+                        self.pages_of(self.block_of(page))
+                    } else {
+                        page..page + 1
+                    };
                     for page in reused {
                         self.reuse(page);
                     }
@@ -511,11 +549,14 @@ impl Memory {
                 Access::Write => self.map_new(page, Place::System, ZEROES, true),
             }
         }
-        self.set_block(page, match (huge, access) {
-            (false, _) => Block::Table,
-            (true, Access::Read) => Block::HugeZero,
-            (true, Access::Write) => Block::Huge,
-        });
+        self.set_block(
+            page,
+            match (huge, access) {
+                (false, _) => Block::Table,
+                (true, Access::Read) => Block::HugeZero,
+                (true, Access::Write) => Block::Huge,
+            },
+        );
     }
 
     /// A CPU fault on private memory of a device.
@@ -532,11 +573,11 @@ impl Memory {
             return Err(Errno::ENOMEM);
         }
         let range = if huge { self.pages_of(self.block_of(page)) } else { page..page + 1 };
-        for page in range {
+        for page in range.clone() {
             let (folio, _) = self.on_device(page).expect("is on a device");
-            self.folios[folio].place = Place::System;
-            self.invalidate_page(page);
+            self.migrate(folio, Place::System);
         }
+        self.invalidate(range);
         Ok(())
     }
 
@@ -657,9 +698,9 @@ impl Memory {
     pub fn mirror_present(&mut self, device: usize, range: Range<usize>) {
         for page in range {
             let (valid, writable) = self.hmm_view(Some(device), page);
-            let entry = &mut self.mirrors[device][page];
-            if valid && *entry != Entry::Exclusive {
-                *entry = if writable { Entry::Write } else { Entry::Read };
+            if valid {
+                let mirrored = if writable { Mirrored::Write } else { Mirrored::Read };
+                self.mirrors[device][page] = Entry { mirrored, is_uncertain: false };
             }
         }
     }
@@ -742,11 +783,19 @@ impl Memory {
 
     fn put_on_device(&mut self, device: usize, page: usize) {
         match self.pages[page].pte {
-            Pte::Mapped { folio, .. } => self.folios[folio].place = Place::Device(device),
+            Pte::Mapped { folio, .. } => self.migrate(folio, Place::Device(device)),
             _ => {
                 let writable = self.allows(page, Access::Write);
                 self.map_new(page, Place::Device(device), ZEROES, writable);
             }
+        }
+    }
+
+    /// Migrates a folio that was collected where this process maps it.
+    fn migrate(&mut self, folio: FolioId, place: Place) {
+        self.folios[folio].place = place;
+        if self.folios[folio].mapped > 1 {
+            self.unmap_everywhere(folio);
         }
     }
 
@@ -788,43 +837,40 @@ impl Memory {
         }
         for &page in &pages {
             let (folio, _) = self.on_device(page).expect("is on the device");
-            self.folios[folio].place = Place::System;
+            self.migrate(folio, Place::System);
         }
         Ok(pages.len())
     }
 
     /// Migrates everything on a device back. Returns whether that is all.
     pub fn evict(&mut self, device: usize) -> bool {
-        for page in self.pages_on(device) {
-            self.evict_mapped(page);
-        }
-        // What only the child or a pin still has.
-        let mut all = true;
-        for folio in &mut self.folios {
-            if folio.place == Place::Device(device) && !folio.is_unused() {
-                if folio.can_migrate() {
-                    folio.place = Place::System;
+        self.restore_exclusive_on(device);
+        let mut is_all = true;
+        for id in 0..self.folios.len() {
+            if self.folios[id].place == Place::Device(device) && !self.folios[id].is_unused() {
+                if self.folios[id].mapped > 0 {
+                    self.unmap_everywhere(id);
+                }
+                if self.folios[id].can_migrate() {
+                    self.folios[id].place = Place::System;
                 } else {
-                    all = false;
+                    is_all = false;
                 }
             }
         }
-        all
+        is_all
     }
 
-    /// Migrates a page of a device by its folio.
-    fn evict_mapped(&mut self, page: usize) {
-        let folio = self.folio_of(page).expect("there is a folio");
-        self.invalidate_page(page);
-        if self.folios[folio].pinned > 0 {
-            return;
-        }
-        if let Pte::DeviceExclusive { folio } = self.pages[page].pte {
-            // It comes back from being unmapped, in vain or not, as a read-only page.
-            self.pages[page].pte = Pte::Mapped { folio, writable: false, exclusive: true };
-        }
-        if self.folios[folio].can_migrate() {
-            self.folios[folio].place = Place::System;
+    /// What is unmapped to be evicted, even in vain, comes back as a read-only page, if it
+    /// was exclusive to a device. What is pinned is not unmapped.
+    fn restore_exclusive_on(&mut self, device: usize) {
+        for page in &mut self.pages {
+            if let Pte::DeviceExclusive { folio: id } = page.pte {
+                let folio = &self.folios[id];
+                if folio.place == Place::Device(device) && folio.pinned == 0 {
+                    page.pte = Pte::Mapped { folio: id, writable: false, exclusive: true };
+                }
+            }
         }
     }
 
@@ -836,7 +882,7 @@ impl Memory {
         let folio = self.folio_of(page).expect("is writable");
         self.pages[page].pte = Pte::DeviceExclusive { folio };
         self.invalidate_page(page);
-        self.mirrors[device][page] = Entry::Exclusive;
+        self.mirrors[device][page].mirrored = Mirrored::Exclusive;
         Ok(())
     }
 
@@ -847,6 +893,7 @@ impl Memory {
         self.unmap(range.clone());
         for page in range.clone() {
             self.pages[page].protection = Some(Protection::Write);
+            self.pages[page].offset = page;
         }
         self.pages[range.start].begins_vma = true;
         self.begin_vma_after(range);
@@ -957,8 +1004,8 @@ impl Memory {
         self.invalidate(range.clone());
         for part in self.by_block(range) {
             let on_private = self.is_private() && self.on_device(part.start).is_some();
-            let keeps_huge = self.block(part.start) == Block::Huge
-                && (on_private || self.is_whole_block(&part));
+            let keeps_huge =
+                self.block(part.start) == Block::Huge && (on_private || self.is_whole_block(&part));
             if self.block(part.start) == Block::Huge && !keeps_huge {
                 self.split(part.start);
             }
@@ -1018,20 +1065,27 @@ impl Memory {
                 page_of[folio] = Some(page);
             }
         }
-        let touched = shared.iter().filter(|page| page.is_readable && self.memory_type == MemoryType::Private);
+        let touched = shared
+            .iter()
+            .filter(|page| page.is_readable && self.memory_type == MemoryType::Private);
         for id in touched.map(|page| page.folio).collect::<Vec<_>>() {
             while let Place::Device(device) = self.folios[id].place {
                 match page_of[id] {
                     // Tries again after a failed allocation.
                     Some(page) => drop(self.fault_back(page)),
                     None if std::mem::take(&mut self.fails[device]) => {}
-                    None => self.folios[id].place = Place::System,
+                    None => self.migrate_everywhere(id),
                 }
             }
         }
         for child_page in shared {
             self.unmap_folio(child_page.folio);
         }
+    }
+
+    fn migrate_everywhere(&mut self, id: FolioId) {
+        self.folios[id].place = Place::System;
+        self.unmap_everywhere(id);
     }
 
     // Pins.
@@ -1043,6 +1097,10 @@ impl Memory {
         let mut last = range.start;
         for page in range.clone() {
             result = self.get_user_page(page, Access::Write);
+            if result == Err(Errno::ENOMEM) && page > range.start {
+                // What was pinned so far is a success, and the rest is tried again.
+                result = self.get_user_page(page, Access::Write);
+            }
             if result.is_err() {
                 break;
             }
@@ -1052,7 +1110,7 @@ impl Memory {
             let folio = self.folio_of(page).expect("is writable");
             if self.memory_type == MemoryType::Coherent && self.on_device(page).is_some() {
                 // It must not be pinned there for long.
-                self.invalidate_page(page);
+                self.unmap_everywhere(folio);
                 if !self.folios[folio].can_migrate() {
                     return Err(Errno::EBUSY);
                 }
@@ -1115,7 +1173,7 @@ impl Memory {
     pub fn reopen(&mut self, device: usize) {
         self.evict(device);
         self.fails[device] = false;
-        self.mirrors[device].fill(Entry::None);
+        self.mirrors[device].fill(INVALID);
     }
 
     // Views.
@@ -1144,9 +1202,7 @@ impl Memory {
                 let permission = if writable { prot::WRITE } else { prot::READ };
                 match self.on_device(page) {
                     None => permission | huge,
-                    Some((_, on)) if on == device => {
-                        self.memory_type.local() | permission | huge
-                    }
+                    Some((_, on)) if on == device => self.memory_type.local() | permission | huge,
                     Some(_) if self.is_private() && huge != 0 => prot::ERROR,
                     Some(_) => self.memory_type.remote(permission),
                 }

@@ -4,8 +4,9 @@
 //!
 //! It predicts the result of each operation, the contents of all pages, and the
 //! snapshots of both devices. Where the kernel is free to decide, it follows each of the
-//! possibilities, and goes on with the one that is seen. There is just one: whether a
-//! table without entries is freed.
+//! possibilities, and goes on with the one that is seen: whether a table without entries
+//! is freed, and whether looking for a page where it once was invalidates what a device
+//! has mapped there now.
 
 pub mod generator;
 pub mod memory;
@@ -162,20 +163,20 @@ impl Model {
             }
             (expected, found) => expected == found,
         };
-        if !same {
-            return Some(format!("result is {result:?}, expected {:?}", expected.result));
-        }
-        snapshots.iter().enumerate().find_map(|(device, found)| {
+        let different = snapshots.iter().enumerate().filter_map(|(device, found)| {
             let expected = self.memory.snapshot(device);
-            let page = (0..expected.len()).find(|&page| expected[page] != found[page])?;
+            let differ = |&page: &usize| expected[page] != found[page];
+            let page = (0..expected.len()).find(differ)?;
+            let count = (0..expected.len()).filter(differ).count();
             Some(format!(
                 "snapshot of page {page} by device {device} is {:#04x}, expected {:#04x}; \
-                 {} pages differ",
-                found[page],
-                expected[page],
-                (0..expected.len()).filter(|&page| expected[page] != found[page]).count(),
+                 {count} pages differ",
+                found[page], expected[page],
             ))
-        })
+        });
+        let result =
+            (!same).then(|| format!("result is {result:?}, expected {:?}", expected.result));
+        result.into_iter().chain(different).reduce(|all, next| all + "; " + &next)
     }
 
     /// What an operation means in this state; `None`: nothing.
@@ -193,9 +194,7 @@ impl Model {
 
         let range = match kind {
             // What is not modelled for huge pages.
-            Exclusive | CheckExclusive | ForkAndHold | PinLongterm | PinPipe
-                if has_huge_pages =>
-            {
+            Exclusive | CheckExclusive | ForkAndHold | PinLongterm | PinPipe if has_huge_pages => {
                 return None;
             }
             ForkAndHold if memory.has_child() => return None,
@@ -214,6 +213,7 @@ impl Model {
             FreeForDevice if any_fails => return None,
             DeviceWrite if has_huge_pages => run(range, writable)?,
             Free | FreeForDevice => run(range, writable)?,
+            Map => run(range.clone(), |page| !is_mapped(page)).unwrap_or(range),
             PinPipe => run(range, readable)?,
             Unmap | ProtectNone | ProtectRead | ProtectWrite | DontNeed | PageOut => {
                 run(range, is_mapped)?
@@ -348,8 +348,9 @@ impl Model {
         let mut faults = 0;
         let mut rest = range.clone();
         loop {
-            let mapped = |page: &usize| self.memory.has_mapped(device, *page, Access::Read);
-            rest.start = rest.clone().find(|page| !mapped(page)).unwrap_or(rest.end);
+            while !rest.is_empty() && self.memory.has_mapped(device, rest.start, Access::Read) {
+                rest.start += 1;
+            }
             if rest.is_empty() {
                 return Ok(self.counts(range.len(), faults));
             }

@@ -378,7 +378,8 @@ fn user_faults(ctx: &mut Context) -> Result {
 /// Pages of the driver's own, mapped from the device node.
 fn mapped_node(ctx: &mut Context) -> Result {
     let device = ctx.device(0)?;
-    for (flags, snapshot) in [(MapFlags::MAP_PRIVATE, prot::READ), (MapFlags::MAP_SHARED, prot::WRITE)]
+    for (flags, snapshot) in
+        [(MapFlags::MAP_PRIVATE, prot::READ), (MapFlags::MAP_SHARED, prot::WRITE)]
     {
         let mapping = Mapping::file(&device, COUNT, flags)?;
         ensure_snapshot(&device, mapping.all(), snapshot)?;

@@ -6,9 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags};
 
-use super::support::{
-    DEFECT_18, ensure_snapshot, ensure_snapshots, migrate, migrate_back,
-};
+use super::support::{DEFECT_18, ensure_snapshot, ensure_snapshots, migrate, migrate_back};
 use super::{Context, Exception, Test};
 use crate::device::{Device, Driver};
 use crate::failure::{Context as _, Result};
@@ -34,8 +32,8 @@ pub const TESTS: &[Test] = &[
 ];
 
 const COUNT: usize = 8;
-/// From this page on, pages are on the device.
-const FIRST_ON_DEVICE: usize = 4;
+/// So many pages are on the device, the first ones.
+const ON_DEVICE: usize = 4;
 
 /// An address that user space never has.
 const KERNEL_ADDRESS: usize = 0xffff_8000_0000_0000;
@@ -78,7 +76,7 @@ impl Scene {
         mapping.fill(0..COUNT, 1);
         let buffer = Mapping::small(COUNT)?;
         buffer.fill(0..COUNT, 2);
-        migrate(&device, &mapping, FIRST_ON_DEVICE..COUNT, 1)?;
+        migrate(&device, &mapping, 0..ON_DEVICE, 1)?;
         let snapshot = device.snapshot(mapping.all())?;
         Ok(Self { device, mapping, buffer, snapshot })
     }
@@ -384,7 +382,7 @@ fn opener_exited(ctx: &mut Context) -> Result {
     let opener = Child::fork(|| {
         let device = ctx.device(0)?;
         migrate(&device, &mapping, 0..COUNT, 1)?;
-        device.exclusive(mapping.pages(0..1))?;
+        device.exclusive(mapping.pages(COUNT - 1..COUNT))?;
         shared.write(0, 0, device.as_fd().as_raw_fd() as u64);
         opened.open()?;
         taken.pass()

@@ -170,8 +170,7 @@ fn untouched(ctx: &mut Context) -> Result {
     let mapping = Mapping::small(COUNT)?;
     take(&device, &mapping, 0)?;
     mapping.check(0..COUNT, 0)?;
-    device.check_exclusive(mapping.all())
-        .context("after CPU reads")
+    device.check_exclusive(mapping.all()).context("after CPU reads")
 }
 
 /// Huge pages are split.

@@ -172,7 +172,7 @@ fn migrated_by_child_with_inherited_device(ctx: &mut Context) -> Result {
         // No longer shared with the parent.
         mapping.fill(0..COUNT, 2);
         migrate(&device, &mapping, 0..COUNT, 1)?;
-        let own_device = ctx.device(0)?;
+        let own_device = ctx.device(1)?;
         ensure_snapshot(&own_device, mapping.all(), prot::WRITE)
     })?;
     child.join()?;
@@ -194,11 +194,7 @@ fn released_while_shared(ctx: &mut Context) -> Result {
 }
 
 /// Has pages migrated before a fork, and back again after it.
-fn back_while_shared(
-    ctx: &Context,
-    device: &Device,
-    back: impl Fn(&Mapping) -> Result,
-) -> Result {
+fn back_while_shared(ctx: &Context, device: &Device, back: impl Fn(&Mapping) -> Result) -> Result {
     let mapping = filled()?;
     migrate(device, &mapping, 0..COUNT, 1)?;
     let moved = Gate::new()?;

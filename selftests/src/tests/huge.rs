@@ -23,7 +23,7 @@ pub const TESTS: &[Test] = &[
     test!(cpu_access),
     test!(read_only),
     test!(part_migrated),
-    test!(part_migrated_back),
+    test!(part_migrated_back).except(&[Exception::c_private(DEFECT_3)]),
     test!(unaligned_range),
     test!(other_device),
     test!(part_unmapped).except(&[Exception::c_private(DEFECT_3)]),

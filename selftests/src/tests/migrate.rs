@@ -497,7 +497,6 @@ fn freed_lazily(ctx: &mut Context) -> Result {
             mapping.check(page..page + 1, 0)?;
         }
     }
-    device.migrate_to_dev(mapping.all())?;
     mapping.fill(0..COUNT, 2);
     device.release()?;
     mapping.madvise(0..COUNT, MmapAdvise::MADV_PAGEOUT)?;

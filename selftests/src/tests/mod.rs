@@ -97,9 +97,8 @@ impl Test {
 
     /// Why it is skipped with this driver and memory type, if it is.
     pub fn exception(&self, driver: Driver, memory_type: MemoryType) -> Option<&'static str> {
-        let applies = |e: &&Exception| {
-            e.drivers.contains(&driver) && e.types.contains(&memory_type)
-        };
+        let applies =
+            |e: &&Exception| e.drivers.contains(&driver) && e.types.contains(&memory_type);
         self.exceptions.iter().find(applies).map(|exception| exception.reason)
     }
 }

@@ -8,10 +8,11 @@ use super::support::{
     device_writes, ensure_device_reads, ensure_snapshot, ensure_snapshots, migrate, migrate_back,
 };
 use super::{Context, Exception, Test};
+use crate::device::Device;
 use crate::failure::Result;
 use crate::memory::{HUGE_PAGES, Mapping};
 use crate::pins::{GupTest, PipePin};
-use crate::process::Child;
+use crate::process::{Child, Gate};
 use crate::uapi::{MemoryType, prot};
 use crate::{ensure, ensure_errno, pagemap, pattern, test};
 
@@ -48,10 +49,11 @@ fn filled() -> Result<Mapping> {
 }
 
 /// Checks that pages are `others`, except for the pinned one.
-fn ensure_pinned(ctx: &Context, mapping: &Mapping, pinned: u8, others: u8) -> Result {
+#[track_caller]
+fn ensure_pinned(device: &Device, mapping: &Mapping, pinned: u8, others: u8) -> Result {
     let mut expected = vec![others; COUNT];
     expected[PINNED] = pinned;
-    ensure_snapshots(&ctx.device(0)?, mapping.all(), &expected)
+    ensure_snapshots(device, mapping.all(), &expected)
 }
 
 /// Whether a pin leaves pages on the device.
@@ -75,7 +77,7 @@ fn in_system(ctx: &mut Context) -> Result {
         let mapping = filled()?;
         let pin = gup_test.pin(mapping.pages(PINNED..PINNED + 1), is_write, is_fast)?;
         ensure_errno!(device.migrate_to_dev(mapping.all()), Errno::ENOENT);
-        ensure_pinned(ctx, &mapping, prot::WRITE, ctx.local_write())?;
+        ensure_pinned(&device, &mapping, prot::WRITE, ctx.local_write())?;
         mapping.fill(PINNED..PINNED + 1, 2);
         pattern::check(&pin.contents()?, PINNED, 2)?;
         drop(pin);
@@ -93,7 +95,7 @@ fn in_pipe_in_system(ctx: &mut Context) -> Result {
     let mapping = filled()?;
     let pin = PipePin::new(mapping.pages(PINNED..PINNED + 1))?;
     ensure_errno!(device.migrate_to_dev(mapping.all()), Errno::ENOENT);
-    ensure_pinned(ctx, &mapping, prot::WRITE, ctx.local_write())?;
+    ensure_pinned(&device, &mapping, prot::WRITE, ctx.local_write())?;
     pattern::check(&pin.into_contents()?, PINNED, 1)?;
     migrate(&device, &mapping, PINNED..PINNED + 1, 1)?;
     ensure_snapshot(&device, mapping.all(), ctx.local_write())?;
@@ -108,11 +110,11 @@ fn on_device(ctx: &mut Context) -> Result {
         let mapping = filled()?;
         migrate(&device, &mapping, 0..COUNT, 1)?;
         let pin = gup_test.pin(mapping.pages(PINNED..PINNED + 1), is_write, is_fast)?;
-        ensure_pinned(ctx, &mapping, in_place(ctx, true), ctx.local_write())?;
+        ensure_pinned(&device, &mapping, in_place(ctx, true), ctx.local_write())?;
         pattern::check(&pin.contents()?, PINNED, 1)?;
         // The others can go.
         migrate_back(&device, mapping.all(), COUNT as u64 - 1)?;
-        ensure_pinned(ctx, &mapping, in_place(ctx, true), prot::WRITE)?;
+        ensure_pinned(&device, &mapping, in_place(ctx, true), prot::WRITE)?;
         // It is still the same page.
         mapping.fill(PINNED..PINNED + 1, 2);
         pattern::check(&pin.contents()?, PINNED, 2)?;
@@ -134,9 +136,9 @@ fn in_pipe_on_device(ctx: &mut Context) -> Result {
     let mapping = filled()?;
     migrate(&device, &mapping, 0..COUNT, 1)?;
     let pin = PipePin::new(mapping.pages(PINNED..PINNED + 1))?;
-    ensure_pinned(ctx, &mapping, in_place(ctx, false), ctx.local_write())?;
+    ensure_pinned(&device, &mapping, in_place(ctx, false), ctx.local_write())?;
     migrate_back(&device, mapping.all(), COUNT as u64 - 1)?;
-    ensure_pinned(ctx, &mapping, in_place(ctx, false), prot::WRITE)?;
+    ensure_pinned(&device, &mapping, in_place(ctx, false), prot::WRITE)?;
     mapping.fill(PINNED..PINNED + 1, 2);
     pattern::check(&pin.into_contents()?, PINNED, 2)?;
     migrate_back(&device, mapping.all(), u64::from(stays(ctx, false)))?;
@@ -187,7 +189,7 @@ fn while_held<T>(
     } else {
         device.release()?;
     }
-    ensure_pinned(ctx, &mapping, in_place(ctx, long_term), prot::WRITE)?;
+    ensure_pinned(&device, &mapping, in_place(ctx, long_term), prot::WRITE)?;
     mapping.check(0..COUNT, 1)?;
     // It can still be used.
     migrate(&device, &mapping, 0..PINNED, 1)?;
@@ -253,13 +255,13 @@ fn file_closed(ctx: &mut Context) -> Result {
     migrate(&device, &mapping, 0..COUNT, 1)?;
     let pin = gup_test.pin(mapping.pages(PINNED..PINNED + 1), true, false)?;
     drop(device);
-    ensure_pinned(ctx, &mapping, in_place(ctx, true), prot::WRITE)?;
+    let device = ctx.device(0)?;
+    ensure_pinned(&device, &mapping, in_place(ctx, true), prot::WRITE)?;
     mapping.check(0..COUNT, 1)?;
     mapping.fill(PINNED..PINNED + 1, 2);
     pattern::check(&pin.contents()?, PINNED, 2)?;
     drop(pin);
 
-    let device = ctx.device(0)?;
     device.release()?;
     ensure_snapshot(&device, mapping.all(), prot::WRITE)?;
     mapping.check(PINNED..PINNED + 1, 2)?;
@@ -299,14 +301,17 @@ fn forked(ctx: &mut Context) -> Result {
     let mapping = filled()?;
     migrate(&device, &mapping, 0..COUNT, 1)?;
     let pin = gup_test.pin(mapping.pages(PINNED..PINNED + 1), true, false)?;
+    let seen = Gate::new()?;
     let child = Child::fork(|| {
+        seen.pass()?;
         ensure_snapshot(&ctx.device(0)?, mapping.pages(PINNED..PINNED + 1), prot::WRITE)?;
         mapping.check(0..COUNT, 1)?;
         mapping.fill(0..COUNT, 2);
         Ok(())
     })?;
-    ensure_pinned(ctx, &mapping, in_place(ctx, true), ctx.local_read())?;
+    ensure_pinned(&device, &mapping, in_place(ctx, true), ctx.local_read())?;
     mapping.fill(PINNED..PINNED + 1, 3);
+    seen.open()?;
     pattern::check(&pin.contents()?, PINNED, 3)?;
     child.join()?;
     mapping.check(PINNED..PINNED + 1, 3)?;

@@ -112,12 +112,7 @@ fn run(ctx: &mut Context, shape: Shape) -> Result {
 }
 
 /// Runs operations on fresh memory in a process of their own.
-fn episode(
-    ctx: &Context,
-    shape: Shape,
-    operations: &[Operation],
-    coverage: &Coverage,
-) -> Result {
+fn episode(ctx: &Context, shape: Shape, operations: &[Operation], coverage: &Coverage) -> Result {
     coverage.set_step(0);
     let child = Child::fork(|| {
         let mut process = Process::new(ctx, shape)?;

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
-use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
@@ -25,7 +24,8 @@ pub const DEFECT_3: &str = "defect 3 of test_hmm: it corrupts huge pages that ar
 /// Why a test is skipped with `test_hmm`.
 pub const DEFECT_5: &str = "defect 5 of test_hmm: it frees closed files that are still in use";
 /// Why a test is skipped with `test_hmm`.
-pub const DEFECT_11: &str = "defect 11 of test_hmm: a WARNING for writes to read-only private memory";
+pub const DEFECT_11: &str =
+    "defect 11 of test_hmm: a WARNING for writes to read-only private memory";
 /// Why a test is skipped with `test_hmm`.
 pub const DEFECT_18: &str = "defect 18 of test_hmm: it does not check its arguments";
 
@@ -136,12 +136,4 @@ pub fn temporary_file(pages: usize, generation: u32) -> Result<File> {
     let mut file = File::from(file.context("O_TMPFILE in /tmp")?);
     std::io::Write::write_all(&mut file, &pattern::pages(0, pages, generation))?;
     Ok(file)
-}
-
-/// What the kernel answers to a request that it does not know.
-pub fn unknown_request(driver: Driver) -> Errno {
-    match driver {
-        Driver::Rust => Errno::ENOTTY,
-        Driver::C | Driver::UnpatchedC => Errno::EINVAL,
-    }
 }

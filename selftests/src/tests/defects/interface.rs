@@ -80,9 +80,8 @@ pub fn d20_memory_of_others(ctx: &mut Context) -> Result {
     let parameters = Path::new("/sys/module").join(module).join("parameters");
     let regions = iomem::device_regions()?;
     for node in &ctx.nodes {
-        let is_its = |region: &iomem::Region| {
-            region.name == iomem::DRIVER || node.ends_with(&region.name)
-        };
+        let is_its =
+            |region: &iomem::Region| region.name == iomem::DRIVER || node.ends_with(&region.name);
         ensure!(regions.iter().any(is_its), "{}: {regions:x?}", node.display());
     }
 
@@ -92,7 +91,8 @@ pub fn d20_memory_of_others(ctx: &mut Context) -> Result {
         let mode = fs::metadata(&path)?.permissions().mode();
         ensure_eq!(mode & 0o777, 0o444, "{name}");
         // To root the mode does not say everything.
-        let written = OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write(b"1"));
+        let written =
+            OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write(b"1"));
         ensure!(written.is_err(), "{name} can be written");
         ensure_eq!(fs::read_to_string(&path)?, value);
 

@@ -88,10 +88,8 @@ pub fn d04_allocation_fails_midway(ctx: &mut Context) -> Result {
     while Instant::now() < end {
         // It may be this allocation that fails, if none was left for the last failure.
         tolerate(device.migrate_to_dev(mapping.all()), Errno::ENOENT)?;
-        let (migrated, flagged) = aim.at_once(
-            || device.migrate_to_sys(mapping.all()),
-            || device.fail_next_allocation(),
-        );
+        let (migrated, flagged) =
+            aim.at_once(|| device.migrate_to_sys(mapping.all()), || device.fail_next_allocation());
         tolerate(migrated, Errno::ENOMEM)?;
         flagged?;
     }
