@@ -61,8 +61,8 @@ def run_c(program, name, memory_type, kernel):
     result, output = hmm_tests.boot(run, command, folder, TIMEOUT * factor, None)
     cases = {path[-1]: test for path, test in ktap.cases(ktap.parse(output))}
     test = cases.get(f"{GROUP}.{name}")
-    outcome, reason = judge(result, test)
-    detail = [] if outcome == "pass" else [reason, *(test.log if test else [])]
+    outcome, reasons = judge(result, test)
+    detail = [] if outcome == "pass" else [*reasons, *(test.log if test else [])]
     run.tests.append(
         {"name": f"{GROUP}.{name}", "result": outcome, "seconds": run.seconds, "detail": detail}
     )
@@ -74,15 +74,15 @@ def judge(result, test):
     complaints = [line for splat in result.splats for line in splat]
     crashes = [line for line in complaints if CRASH.search(line)]
     if crashes:
-        return "crash", crashes[0]
+        return "crash", crashes[:1]
     hung = [line for line in test.log if "hung: " in line] if test else []
     if result.timed_out or hung:
-        return "hang", hung[0] if hung else result.problem()
+        return "hang", hung or [result.problem()]
     if result.splats:
-        return "splat", complaints[0]
+        return "splat", complaints[:1]
     if test is None:
-        return "crash", result.problem() or "the test did not run"
-    return selftests.RESULTS.get(test.status.name, "crash"), "the test's own verdict"
+        return "crash", [result.problem() or "the test did not run"]
+    return selftests.RESULTS.get(test.status.name, "crash"), []
 
 
 def run_rust(tests, memory_type, kernel):

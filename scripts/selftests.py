@@ -23,7 +23,7 @@ TIMEOUT = 900  # seconds for all tests of a type
 # A debug kernel is that much slower.
 DEBUG_TIMEOUT_FACTOR = 4
 
-VERDICT = re.compile(r"^ {4}(ok|not ok) \d+ (\S+)")
+VERDICT = re.compile(r"^ {4}(?:ok|not ok) \d+ (\S+)(?: # SKIP (.*))?$")
 RESULTS = {"SUCCESS": "pass", "FAILURE": "fail", "SKIPPED": "skip"}
 
 
@@ -40,28 +40,27 @@ def run_tests(run, results, arguments, timeout):
     if run.kernel == "debug":
         timeout *= DEBUG_TIMEOUT_FACTOR
         arguments += ["--timeout-factor", str(DEBUG_TIMEOUT_FACTOR)]
-    verdicts = [(0.0, None)]
+    last = 0.0
+    durations, reasons = {}, {}
 
     def line(seconds, text):
+        nonlocal last
         if verdict := VERDICT.match(text):
-            verdicts.append((seconds, verdict[2]))
+            durations[verdict[1]] = seconds - last
+            reasons[verdict[1]] = verdict[2]
+            last = seconds
 
     print(f"==> hmm-selftests: {run.name}", file=sys.stderr)
     command = shlex.join([str(build()), *arguments])
     result, output = hmm_tests.boot(run, command, results / run.name, timeout, line)
-    duration = {
-        name: seconds - before for (before, _), (seconds, name) in zip(verdicts, verdicts[1:])
-    }
     document = ktap.parse(output)
     for path, test in ktap.cases(document):
+        name = path[-1]
         outcome = RESULTS.get(test.status.name, "crash")
+        detail = {"pass": [], "skip": [reasons.get(name)]}.get(outcome, test.log)
+        seconds = round(durations.get(name, 0), 2)
         run.tests.append(
-            {
-                "name": path[-1],
-                "result": outcome,
-                "seconds": round(duration.get(path[-1], 0), 2),
-                "detail": [] if outcome == "pass" else test.log,
-            }
+            {"name": name, "result": outcome, "seconds": seconds, "detail": detail}
         )
     if not run.problem:
         run.problem = ktap.problem(document)

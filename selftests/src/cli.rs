@@ -73,7 +73,7 @@ struct Options {
     timeout_factor: f64,
 
     #[command(flatten)]
-    random: random::Options,
+    random: random::RandomOptions,
 
     /// Run this one test in this very process
     #[arg(long, hide = true, requires = "seed", requires = "types")]

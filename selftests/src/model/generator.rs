@@ -69,7 +69,7 @@ pub struct Generator {
     focus: Range<usize>,
     focused: usize,
     /// What comes next, the last first.
-    planned: Vec<Kind>,
+    planned: Vec<(Kind, Range<usize>)>,
 }
 
 impl Generator {
@@ -79,15 +79,38 @@ impl Generator {
         Self { rng, shape, focus: 0..1, focused: 0, planned: Vec::new() }
     }
 
+    fn everything(&self) -> Range<usize> {
+        0..self.shape.pages
+    }
+
+    /// What to do next, and to which pages.
+    fn pick(&mut self) -> (Kind, Range<usize>) {
+        if let Some(planned) = self.planned.pop() {
+            return planned;
+        }
+        match self.rng.u32(0..60) {
+            0 => {
+                // Start anew.
+                self.planned.push((Kind::Map, self.everything()));
+                (Kind::Unmap, self.everything())
+            }
+            1..7 => {
+                let range = self.focused_range();
+                let combination = COMBINATIONS[self.rng.usize(0..COMBINATIONS.len())];
+                self.planned.extend(combination.iter().rev().map(|&kind| (kind, range.clone())));
+                self.planned.pop().expect("none is empty")
+            }
+            _ => match self.kind() {
+                // Often all is made accessible again.
+                kind @ (Kind::Map | Kind::ProtectWrite) if self.rng.bool() => {
+                    (kind, self.everything())
+                }
+                kind => (kind, self.focused_range()),
+            },
+        }
+    }
+
     fn kind(&mut self) -> Kind {
-        if let Some(kind) = self.planned.pop() {
-            return kind;
-        }
-        if self.rng.u32(0..12) == 0 {
-            let combination = COMBINATIONS[self.rng.usize(0..COMBINATIONS.len())];
-            self.planned = combination.iter().rev().copied().collect();
-            return self.planned.pop().expect("none is empty");
-        }
         let mut left = self.rng.u32(0..WEIGHTS.iter().map(|(_, weight)| weight).sum());
         for &(kind, weight) in WEIGHTS {
             if left < weight {
@@ -154,11 +177,11 @@ impl Iterator for Generator {
     type Item = Operation;
 
     fn next(&mut self) -> Option<Operation> {
-        let kind = self.kind();
-        let range = match kind {
-            // Now and then all is made accessible again.
-            Kind::Map | Kind::ProtectWrite if self.rng.bool() => 0..self.shape.pages,
-            _ => self.focused_range(),
+        let (kind, range) = loop {
+            let (kind, range) = self.pick();
+            if !self.shape.has_huge_pages || kind.is_for_huge_pages() {
+                break (kind, range);
+            }
         };
         let to = self.target(&range);
         Some(Operation { kind, device: self.rng.usize(0..2), range, to })
@@ -197,6 +220,7 @@ mod tests {
         for kind in Kind::value_variants() {
             assert!(operations.iter().any(|o| o.kind == *kind), "{kind:?}");
         }
+        assert!(Generator::new(4, HUGE).take(5000).all(|o| o.kind.is_for_huge_pages()));
         assert_eq!(WEIGHTS.len(), Kind::value_variants().len());
     }
 

@@ -59,6 +59,9 @@ type FolioId = usize;
 struct Folio {
     place: Place,
     content: Content,
+    /// Which of the files that a device was opened as it was allocated for, if it is
+    /// there.
+    file: u32,
     /// Offset in the object that it belongs to, for core mm to find who maps it.
     offset: usize,
     /// Entries of page tables that map it, those of a child included.
@@ -67,6 +70,8 @@ struct Folio {
     pinned: usize,
     /// Plain references.
     referenced: usize,
+    /// Number of the huge page that it is a part of, not yet split.
+    huge_page: Option<u64>,
     /// After `MADV_FREE`, until reclaim has seen that it was written again.
     is_lazy: bool,
 }
@@ -211,6 +216,10 @@ pub struct Memory {
     unused: Vec<FolioId>,
     mirrors: [Vec<Entry>; 2],
     fails: [bool; 2],
+    /// How often each device was opened.
+    files: [u32; 2],
+    /// Number of the latest huge page.
+    huge_pages: u64,
     child: Option<Vec<ChildPage>>,
     /// Decisions of the kernel.
     pub choices: Choices,
@@ -230,6 +239,8 @@ impl Memory {
             unused: Vec::new(),
             mirrors: [vec![INVALID; shape.pages], vec![INVALID; shape.pages]],
             fails: [false; 2],
+            files: [1; 2],
+            huge_pages: 0,
             child: None,
             choices: Choices::default(),
         };
@@ -294,8 +305,17 @@ impl Memory {
     // Folios.
 
     fn new_folio(&mut self, place: Place, content: Content, offset: usize) -> FolioId {
-        let (mapped, pinned, referenced, is_lazy) = (1, 0, 0, false);
-        let folio = Folio { place, content, offset, mapped, pinned, referenced, is_lazy };
+        let folio = Folio {
+            place,
+            content,
+            file: self.file_of(place),
+            offset,
+            mapped: 1,
+            pinned: 0,
+            referenced: 0,
+            huge_page: None,
+            is_lazy: false,
+        };
         match self.unused.pop() {
             Some(id) => {
                 self.folios[id] = folio;
@@ -385,6 +405,48 @@ impl Memory {
     fn split(&mut self, page: usize) {
         if self.is_mapped_huge(page) {
             self.set_block(page, Block::Table);
+        }
+    }
+
+    /// The pages of a block are one huge page from now on.
+    fn make_huge_page(&mut self, block: Range<usize>) {
+        self.huge_pages += 1;
+        for page in block.clone() {
+            let folio = self.folio_of(page).expect("is there");
+            self.folios[folio].huge_page = Some(self.huge_pages);
+        }
+        self.set_block(block.start, Block::Huge);
+    }
+
+    /// The pages of a huge page were migrated one by one.
+    fn make_small_pages(&mut self, block: Range<usize>) {
+        for folio in block.filter_map(|page| self.folio_of(page)).collect::<Vec<_>>() {
+            self.folios[folio].huge_page = None;
+        }
+    }
+
+    /// Splits the huge page that a page is a part of, not only how it is mapped. Core mm
+    /// has the zero page take the place of what has only zeroes.
+    fn split_huge_page(&mut self, page: usize) {
+        let huge_page_of = |memory: &Self, page: usize| {
+            memory.folio_of(page).and_then(|folio| memory.folios[folio].huge_page)
+        };
+        let Some(huge_page) = huge_page_of(self, page) else {
+            return;
+        };
+        for page in 0..self.pages.len() {
+            if huge_page_of(self, page) != Some(huge_page) {
+                continue;
+            }
+            self.split(page);
+            let id = self.folio_of(page).expect("is there");
+            let folio = &mut self.folios[id];
+            folio.huge_page = None;
+            if folio.place == Place::System && folio.content.generation == 0 {
+                self.unmap_folio(id);
+                self.pages[page].pte = Pte::Zero;
+                self.invalidate_page(page);
+            }
         }
     }
 
@@ -549,14 +611,11 @@ impl Memory {
                 Access::Write => self.map_new(page, Place::System, ZEROES, true),
             }
         }
-        self.set_block(
-            page,
-            match (huge, access) {
-                (false, _) => Block::Table,
-                (true, Access::Read) => Block::HugeZero,
-                (true, Access::Write) => Block::Huge,
-            },
-        );
+        match (huge, access) {
+            (false, _) => self.set_block(page, Block::Table),
+            (true, Access::Read) => self.set_block(page, Block::HugeZero),
+            (true, Access::Write) => self.make_huge_page(range),
+        }
     }
 
     /// A CPU fault on private memory of a device.
@@ -570,7 +629,12 @@ impl Memory {
                 self.split(page);
                 return Ok(());
             }
+            // It was unmapped for a while.
+            self.invalidate_page(page);
             return Err(Errno::ENOMEM);
+        }
+        if !huge {
+            self.split_huge_page(page);
         }
         let range = if huge { self.pages_of(self.block_of(page)) } else { page..page + 1 };
         for page in range.clone() {
@@ -750,12 +814,16 @@ impl Memory {
                 self.to_device_huge(device, window);
                 return;
             }
-            Block::Huge => self.split(first),
             Block::Hole | Block::Emptied if whole && self.is_hole(first) => {
                 self.to_device_huge(device, window);
                 return;
             }
             _ => {}
+        }
+        for page in window.clone() {
+            if self.is_source(page) {
+                self.split_huge_page(page);
+            }
         }
         for page in window {
             if self.is_source(page) && !std::mem::take(&mut self.fails[device]) {
@@ -791,9 +859,17 @@ impl Memory {
         }
     }
 
+    fn file_of(&self, place: Place) -> u32 {
+        match place {
+            Place::System => 0,
+            Place::Device(device) => self.files[device],
+        }
+    }
+
     /// Migrates a folio that was collected where this process maps it.
     fn migrate(&mut self, folio: FolioId, place: Place) {
         self.folios[folio].place = place;
+        self.folios[folio].file = self.file_of(place);
         if self.folios[folio].mapped > 1 {
             self.unmap_everywhere(folio);
         }
@@ -806,7 +882,12 @@ impl Memory {
         for page in block.clone() {
             self.put_on_device(device, page);
         }
-        self.set_block(block.start, if huge { Block::Huge } else { Block::Table });
+        if huge {
+            self.make_huge_page(block);
+        } else {
+            self.set_block(block.start, Block::Table);
+            self.make_small_pages(block);
+        }
     }
 
     /// Migrates a window back. Returns the number of pages.
@@ -823,11 +904,14 @@ impl Memory {
         }
         let huge = self.block(window.start) == Block::Huge && self.is_whole_block(&window);
         if !huge {
-            self.split(window.start);
+            for &page in &pages {
+                self.split_huge_page(page);
+            }
         }
         if std::mem::take(&mut self.fails[device]) {
             if huge {
                 self.split(window.start);
+                self.make_small_pages(window);
             } else if self.is_private() {
                 return Err(Errno::ENOMEM);
             } else {
@@ -844,10 +928,22 @@ impl Memory {
 
     /// Migrates everything on a device back. Returns whether that is all.
     pub fn evict(&mut self, device: usize) -> bool {
-        self.restore_exclusive_on(device);
+        self.evict_where(|folio| folio.place == Place::Device(device))
+    }
+
+    fn evict_where(&mut self, is_to_go: impl Fn(&Folio) -> bool) -> bool {
+        // What is unmapped for it, even in vain, comes back as a read-only page, if it was
+        // exclusive to a device. What is pinned is not unmapped.
+        for page in &mut self.pages {
+            if let Pte::DeviceExclusive { folio: id } = page.pte {
+                if is_to_go(&self.folios[id]) && self.folios[id].pinned == 0 {
+                    page.pte = Pte::Mapped { folio: id, writable: false, exclusive: true };
+                }
+            }
+        }
         let mut is_all = true;
         for id in 0..self.folios.len() {
-            if self.folios[id].place == Place::Device(device) && !self.folios[id].is_unused() {
+            if is_to_go(&self.folios[id]) && !self.folios[id].is_unused() {
                 if self.folios[id].mapped > 0 {
                     self.unmap_everywhere(id);
                 }
@@ -859,19 +955,6 @@ impl Memory {
             }
         }
         is_all
-    }
-
-    /// What is unmapped to be evicted, even in vain, comes back as a read-only page, if it
-    /// was exclusive to a device. What is pinned is not unmapped.
-    fn restore_exclusive_on(&mut self, device: usize) {
-        for page in &mut self.pages {
-            if let Pte::DeviceExclusive { folio: id } = page.pte {
-                let folio = &self.folios[id];
-                if folio.place == Place::Device(device) && folio.pinned == 0 {
-                    page.pte = Pte::Mapped { folio: id, writable: false, exclusive: true };
-                }
-            }
-        }
     }
 
     // Exclusive access.
@@ -1003,11 +1086,10 @@ impl Memory {
     pub fn free_lazily(&mut self, range: Range<usize>) {
         self.invalidate(range.clone());
         for part in self.by_block(range) {
-            let on_private = self.is_private() && self.on_device(part.start).is_some();
-            let keeps_huge =
-                self.block(part.start) == Block::Huge && (on_private || self.is_whole_block(&part));
-            if self.block(part.start) == Block::Huge && !keeps_huge {
-                self.split(part.start);
+            for page in part.clone() {
+                if !self.is_one_huge_page(&part) && self.on_device(page).is_none() {
+                    self.split_huge_page(page);
+                }
             }
             for page in part {
                 if let Pte::Mapped { folio, .. } = self.pages[page].pte {
@@ -1016,6 +1098,13 @@ impl Memory {
                 }
             }
         }
+    }
+
+    /// Whether a range is a huge page, whole and in order.
+    fn is_one_huge_page(&self, range: &Range<usize>) -> bool {
+        let huge_page = |page| self.folio_of(page).and_then(|folio| self.folios[folio].huge_page);
+        let first = huge_page(range.start);
+        self.is_whole_block(range) && range.clone().all(|page| huge_page(page) == first)
     }
 
     /// Whether reclaim looks at any page of a range that was once freed lazily: then it
@@ -1169,9 +1258,12 @@ impl Memory {
         }
     }
 
-    /// The device is closed and opened again.
+    /// The device is closed, which evicts what it has allocated since it was opened, and
+    /// opened again.
     pub fn reopen(&mut self, device: usize) {
-        self.evict(device);
+        let file = self.files[device];
+        self.evict_where(|folio| folio.place == Place::Device(device) && folio.file == file);
+        self.files[device] += 1;
         self.fails[device] = false;
         self.mirrors[device].fill(INVALID);
     }

@@ -193,10 +193,7 @@ impl Model {
         let any_fails = (0..2).any(|device| memory.will_fail(device));
 
         let range = match kind {
-            // What is not modelled for huge pages.
-            Exclusive | CheckExclusive | ForkAndHold | PinLongterm | PinPipe if has_huge_pages => {
-                return None;
-            }
+            _ if has_huge_pages && !kind.is_for_huge_pages() => return None,
             ForkAndHold if memory.has_child() => return None,
             Join if !memory.has_child() => return None,
             // The child has it open, too.
@@ -288,6 +285,10 @@ impl Model {
             Kind::Exclusive => {
                 for page in range.clone() {
                     memory.make_exclusive(device, page)?;
+                }
+                // A fault on a later page may have revoked an earlier one.
+                if !range.clone().all(|page| memory.has_mapped(device, page, Access::Read)) {
+                    return Err(Errno::ENOENT);
                 }
                 return Ok(Counts { cpages: range.len() as u64, faults: Some(0) });
             }
@@ -399,7 +400,11 @@ impl Model {
         if !is_all {
             return Err(Errno::EINVAL);
         }
-        if !range.clone().all(|page| self.memory.is_on(device, page)) {
+        // The migration of one part may have invalidated what was mapped of another.
+        let memory = &mut self.memory;
+        let is_there =
+            |page| memory.is_on(device, page) && memory.has_mapped(device, page, Access::Read);
+        if !range.clone().all(is_there) {
             return Err(Errno::ENOENT);
         }
         Ok(Counts { cpages: range.len() as u64, faults: Some(0) })
@@ -433,4 +438,264 @@ fn run(range: Range<usize>, is_so: impl Fn(&usize) -> bool) -> Option<Range<usiz
     let start = range.clone().find(&is_so)?;
     let end = (start..range.end).find(|page| !is_so(page)).unwrap_or(range.end);
     Some(start..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::HUGE_PAGES;
+    use crate::uapi::prot;
+    use generator::Generator;
+    use operation::Sequence;
+    use shrink::shrink;
+
+    const SMALL: Shape = Shape { pages: 32, skew: HUGE_PAGES - 16, has_huge_pages: false };
+    const HUGE: Shape = Shape { pages: 2 * HUGE_PAGES, skew: 0, has_huge_pages: true };
+
+    /// A system that does what the model says, except for what is wrong with it.
+    struct Simulated {
+        model: Model,
+        /// Eviction by one device forgets what the other has written last.
+        loses_data: bool,
+        /// Takes the unlikely of two possibilities.
+        is_unlikely: bool,
+        written: Option<(usize, usize)>,
+        lost: Option<usize>,
+    }
+
+    impl Simulated {
+        fn new(model: &Model) -> Self {
+            let model = model.clone();
+            Self { model, loses_data: false, is_unlikely: false, written: None, lost: None }
+        }
+    }
+
+    impl System for Simulated {
+        fn perform(
+            &mut self,
+            action: &Action,
+            contents: &[Content],
+        ) -> Result<std::result::Result<Counts, Errno>> {
+            let worlds: Vec<_> = self.model.worlds(action).collect();
+            let world = if self.is_unlikely { worlds.last() } else { worlds.first() };
+            let (outcome, model) = world.expect("there is one at least").clone();
+            self.model = model;
+            assert_eq!(outcome.contents, contents);
+            match action.kind {
+                Kind::DeviceWrite => self.written = Some((action.device, action.range.start)),
+                Kind::Release if self.loses_data => {
+                    self.lost = self
+                        .written
+                        .take_if(|(device, _)| *device != action.device)
+                        .map(|(_, page)| page);
+                }
+                _ => {}
+            }
+            if self.lost.is_some_and(|page| action.read.contains(&page)) {
+                return Err(Failure::Failed("lost data".into()));
+            }
+            let known = |counts: Counts| Counts { faults: counts.faults.or(Some(0)), ..counts };
+            Ok(outcome.result.map(known))
+        }
+
+        fn snapshots(&mut self) -> Result<[Vec<u8>; 2]> {
+            Ok([self.model.memory.snapshot(0), self.model.memory.snapshot(1)])
+        }
+
+        fn vmas(&mut self) -> Result<Vec<usize>> {
+            let begins = |&page: &usize| {
+                let before = page.checked_sub(1).and_then(|p| self.model.memory.protection(p));
+                let protection = self.model.memory.protection(page);
+                protection.is_some() && protection != before
+            };
+            let beginnings: Vec<_> = (0..self.model.memory.shape().pages).filter(begins).collect();
+            self.model.memory.set_vmas(&beginnings);
+            Ok(beginnings)
+        }
+    }
+
+    fn run_all(memory_type: MemoryType, shape: Shape, text: &str) -> (Model, Vec<Step>) {
+        let Sequence(operations) = text.parse().unwrap();
+        let mut model = Model::new(memory_type, shape);
+        let mut system = Simulated::new(&model);
+        let steps = operations.iter().map(|o| model.step(&mut system, o).unwrap()).collect();
+        (model, steps)
+    }
+
+    fn results(memory_type: MemoryType, text: &str) -> Vec<Step> {
+        run_all(memory_type, SMALL, text).1
+    }
+
+    fn byte(memory_type: MemoryType, shape: Shape, text: &str, device: usize, page: usize) -> u8 {
+        run_all(memory_type, shape, text).0.memory.snapshot(device)[page]
+    }
+
+    const OK: Step = Step::Done(Ok(()));
+
+    fn error(errno: Errno) -> Step {
+        Step::Done(Err(errno))
+    }
+
+    #[test]
+    fn agrees_with_itself() {
+        for &memory_type in MemoryType::ALL {
+            for (shape, count) in [(SMALL, 3000), (HUGE, 300)] {
+                for is_unlikely in [false, true] {
+                    let mut model = Model::new(memory_type, shape);
+                    let mut system = Simulated { is_unlikely, ..Simulated::new(&model) };
+                    for operation in Generator::new(7, shape).take(count) {
+                        model.step(&mut system, &operation).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_contents_are_found_and_the_sequence_made_short() {
+        let mut fails = |operations: &[Operation]| {
+            let mut model = Model::new(MemoryType::Generic, SMALL);
+            let mut system = Simulated { loses_data: true, ..Simulated::new(&model) };
+            operations.iter().any(|operation| model.step(&mut system, operation).is_err())
+        };
+        let operations: Vec<_> = Generator::new(1, SMALL).take(1000).collect();
+        assert!(fails(&operations));
+        let short = shrink(&operations, |operations| Some(fails(operations)));
+        assert_eq!(short.len(), 3, "{}", Sequence(short));
+        assert_eq!((short[0].kind, short[1].kind), (Kind::DeviceWrite, Kind::Release));
+    }
+
+    #[test]
+    fn wrong_snapshots_and_results_are_found() {
+        struct Wrong(Simulated, bool);
+        impl System for Wrong {
+            fn perform(
+                &mut self,
+                action: &Action,
+                contents: &[Content],
+            ) -> Result<std::result::Result<Counts, Errno>> {
+                let result = self.0.perform(action, contents)?;
+                if self.1 { Ok(result) } else { Ok(Err(Errno::ENOENT)) }
+            }
+
+            fn snapshots(&mut self) -> Result<[Vec<u8>; 2]> {
+                let mut snapshots = self.0.snapshots()?;
+                if self.1 {
+                    snapshots[1][3] ^= 1;
+                }
+                Ok(snapshots)
+            }
+
+            fn vmas(&mut self) -> Result<Vec<usize>> {
+                self.0.vmas()
+            }
+        }
+        let operation = "to-device 0 0-4 0".parse().unwrap();
+        for (wrong_snapshot, what) in [(true, "snapshot of page 3 by device 1"), (false, "ENOENT")]
+        {
+            let mut model = Model::new(MemoryType::Generic, SMALL);
+            let mut system = Wrong(Simulated::new(&model), wrong_snapshot);
+            let failure = model.step(&mut system, &operation).unwrap_err().to_string();
+            assert!(failure.contains(what), "{failure}");
+        }
+    }
+
+    #[test]
+    fn copy_on_write_of_the_device() {
+        let text = "to-device 0 0-4 0, fork-and-hold 0 0-1 0, device-write 0 0-2 0";
+        for (memory_type, untouched) in [
+            (MemoryType::Private, prot::DEV_PRIVATE_LOCAL | prot::READ),
+            (MemoryType::Generic, prot::DEV_GENERIC_LOCAL | prot::READ),
+        ] {
+            assert_eq!(byte(memory_type, SMALL, text, 0, 3), untouched);
+            // It got a copy in system memory.
+            assert_eq!(byte(memory_type, SMALL, text, 0, 0), prot::WRITE);
+        }
+        // Without the child, generic memory is written in place.
+        let text = "to-device 0 0-4 0, fork 0 0-1 0, device-write 0 0-2 0";
+        assert_eq!(
+            byte(MemoryType::Generic, SMALL, text, 0, 0),
+            prot::DEV_GENERIC_LOCAL | prot::WRITE
+        );
+    }
+
+    #[test]
+    fn read_only_memory_on_the_device() {
+        let text = "to-device 0 0-4 0, protect-read 0 0-4 0, device-write 0 0-4 0";
+        assert_eq!(results(MemoryType::Private, text), [OK, OK, error(Errno::EPERM)]);
+        assert_eq!(results(MemoryType::Coherent, text), [OK, OK, error(Errno::EPERM)]);
+    }
+
+    #[test]
+    fn pins_keep_generic_memory_in_place() {
+        let text = "to-device 0 0-4 0, pin-longterm 0 0-4 0, to-system 0 0-4 0, release 0 0-1 0, \
+                    unpin-longterm 0 0-1 0, release 0 0-1 0";
+        let steps = results(MemoryType::Generic, text);
+        assert_eq!(steps, [OK, OK, OK, error(Errno::EBUSY), OK, OK]);
+        assert_eq!(results(MemoryType::Coherent, text), [OK; 6]);
+    }
+
+    #[test]
+    fn failed_allocations() {
+        let text =
+            "to-device 0 0-4 0, fail-allocation 0 0-1 0, to-system 0 0-4 0, to-system 0 0-4 0";
+        assert_eq!(results(MemoryType::Private, text), [OK, OK, error(Errno::ENOMEM), OK],);
+        assert_eq!(results(MemoryType::Generic, text), [OK; 4]);
+        let text = "fail-allocation 1 0-1 0, to-device 1 0-4 0, to-device 1 0-4 0";
+        assert_eq!(results(MemoryType::Coherent, text), [OK, error(Errno::ENOENT), OK]);
+    }
+
+    #[test]
+    fn holes() {
+        let text = "unmap 0 2-4 0, to-device 0 0-6 0, device-read 0 0-6 0, map 0 2-4 0, \
+                    to-device 0 0-6 0";
+        let expected = [OK, error(Errno::EINVAL), error(Errno::EFAULT), OK, OK];
+        assert_eq!(results(MemoryType::Generic, text), expected);
+    }
+
+    #[test]
+    fn exclusive_access_is_revoked() {
+        let text = "exclusive 0 0-4 0, check-exclusive 0 0-4 0, cpu-read 0 0-3 0, \
+                    check-exclusive 0 0-3 0, check-exclusive 0 3-4 0, fork 0 0-1 0, \
+                    check-exclusive 0 0-4 0";
+        let exclusive = error(Errno::EPERM);
+        let expected = [OK, exclusive, OK, OK, exclusive, OK, OK];
+        assert_eq!(results(MemoryType::Private, text), expected);
+    }
+
+    #[test]
+    fn huge_pages() {
+        let private = MemoryType::Private;
+        let huge = prot::DEV_PRIVATE_LOCAL | prot::WRITE | prot::PMD;
+        let text = "to-device 0 0-512 0";
+        assert_eq!(byte(private, HUGE, text, 0, 7), huge);
+        assert_eq!(byte(private, HUGE, text, 1, 7), prot::ERROR);
+        let small = prot::DEV_GENERIC_LOCAL | prot::WRITE;
+        assert_eq!(byte(MemoryType::Generic, HUGE, text, 0, 7), small);
+        // A part is unmapped.
+        let text = "to-device 0 0-512 0, unmap 0 511-512 0";
+        assert_eq!(byte(private, HUGE, text, 0, 7), huge & !prot::PMD);
+        // The CPU gets all of it back.
+        let text = "to-device 0 0-512 0, cpu-read 0 3-4 0";
+        assert_eq!(byte(private, HUGE, text, 0, 7), prot::WRITE | prot::PMD);
+        // What has only zeroes does not outlive the huge page.
+        let text = "cpu-write 0 0-2 0, to-device 0 0-1 0";
+        assert_eq!(byte(private, HUGE, text, 0, 1), prot::WRITE);
+        assert_eq!(byte(private, HUGE, text, 0, 2), prot::READ | prot::ZERO);
+    }
+
+    #[test]
+    fn follows_what_the_kernel_decides() {
+        // Whether a table without entries stays decides what a fault there makes.
+        let text = "to-device 0 0-1 0, dont-need 0 0-512 0, cpu-write 0 3-4 0";
+        let Sequence(operations) = text.parse().unwrap();
+        for (is_unlikely, expected) in [(false, prot::WRITE | prot::PMD), (true, prot::NONE)] {
+            let mut model = Model::new(MemoryType::Private, HUGE);
+            let mut system = Simulated { is_unlikely, ..Simulated::new(&model) };
+            for operation in &operations {
+                model.step(&mut system, operation).unwrap();
+            }
+            assert_eq!(model.memory.snapshot(0)[9], expected);
+        }
+    }
 }

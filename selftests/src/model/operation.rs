@@ -71,6 +71,23 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether the model knows what it does to huge pages.
+    pub fn is_for_huge_pages(self) -> bool {
+        use Kind::*;
+        !matches!(
+            self,
+            Exclusive
+                | CheckExclusive
+                | ForkAndHold
+                | Join
+                | PageOut
+                | PinLongterm
+                | UnpinLongterm
+                | PinPipe
+                | UnpinPipe
+        )
+    }
+
     /// Name as in the text of an operation.
     pub fn name(self) -> String {
         self.to_possible_value().expect("none is hidden").get_name().to_owned()

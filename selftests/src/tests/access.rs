@@ -11,7 +11,7 @@ use super::{Context, Test};
 use crate::device::{Device, Driver};
 use crate::failure::Result;
 use crate::hugetlb::MoreHugetlbPages;
-use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE, Pages};
+use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE};
 use crate::pins::{GupTest, PipePin};
 use crate::process::Child;
 use crate::uapi::prot;
@@ -335,14 +335,13 @@ fn write_hugetlb(ctx: &mut Context) -> Result {
 /// One range of many mappings, private and shared, read-only and not.
 fn many_mappings(ctx: &mut Context) -> Result {
     let device = ctx.device(0)?;
-    let mapping = Mapping::small(COUNT)?;
+    let mut mapping = Mapping::small(COUNT)?;
     mapping.fill(0..COUNT, 1);
     for page in (0..COUNT).step_by(2) {
         mapping.mprotect(page..page + 1, ProtFlags::PROT_READ)?;
     }
     ensure_device_reads(&device, &mapping, 0..COUNT, 1)?;
 
-    let mut mapping = mapping;
     mapping.munmap(COUNT / 2..COUNT / 2 + 1)?;
     ensure_errno!(device.read(mapping.all()), Errno::EFAULT);
     ensure_device_reads(&device, &mapping, 0..COUNT / 2, 1)?;
@@ -391,8 +390,7 @@ fn mapped_node(ctx: &mut Context) -> Result {
 
         // Nothing brings them back.
         mapping.madvise(0..COUNT, MmapAdvise::MADV_DONTNEED)?;
-        let first = Pages { count: 1, ..mapping.all() };
-        ensure_errno!(device.read(first), Errno::EFAULT);
+        ensure_errno!(device.read(mapping.pages(0..1)), Errno::EFAULT);
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use super::{Context, Test};
 use crate::device::Device;
 use crate::failure::{Context as _, Result};
 use crate::hugetlb::MoreHugetlbPages;
-use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE, Pages};
+use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE};
 use crate::process::Child;
 use crate::uapi::prot;
 use crate::{ensure_eq, ensure_errno, pattern, test};
@@ -248,8 +248,7 @@ fn hole(ctx: &mut Context) -> Result {
     mapping.fill(0..COUNT, 1);
     mapping.munmap(COUNT / 2..COUNT)?;
     ensure_errno!(device.exclusive(mapping.all()), Errno::EFAULT);
-    let before: Pages = mapping.pages(0..COUNT / 2);
-    ensure_errno!(device.check_exclusive(before), Errno::EPERM);
+    ensure_errno!(device.check_exclusive(mapping.pages(0..COUNT / 2)), Errno::EPERM);
     mapping.check(0..COUNT / 2, 1)?;
     device.check_exclusive(mapping.all())?;
     Ok(())

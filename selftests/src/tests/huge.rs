@@ -11,7 +11,7 @@ use super::support::{
 use super::{Context, Exception, Test};
 use crate::failure::Result;
 use crate::memory::{HUGE_PAGES, Mapping};
-use crate::process::Child;
+use crate::process::{Child, Gate};
 use crate::uapi::{MemoryType, prot};
 use crate::{ensure, ensure_eq, ensure_errno, pagemap, pattern, test};
 
@@ -354,11 +354,11 @@ fn released(ctx: &mut Context) -> Result {
 fn shared_by_fork(ctx: &mut Context) -> Result {
     let device = ctx.device(0)?;
     let mapping = filled()?;
-    let (go, gone) = (crate::process::Gate::new()?, crate::process::Gate::new()?);
+    let (go, seen) = (Gate::new()?, Gate::new()?);
     let child = Child::fork(|| {
         go.pass()?;
         mapping.check(0..HUGE_PAGES, 1)?;
-        gone.open()?;
+        seen.open()?;
         mapping.check(HUGE_PAGES..ALL, 1)?;
         mapping.fill(0..ALL, 2);
         mapping.check(0..ALL, 2)?;
@@ -368,7 +368,7 @@ fn shared_by_fork(ctx: &mut Context) -> Result {
     let expected = ctx.local_huge_write() & !prot::WRITE | prot::READ;
     ensure_snapshot(&device, mapping.all(), expected)?;
     go.open()?;
-    gone.pass()?;
+    seen.pass()?;
     mapping.check(0..ALL, 1)?;
     child.join()?;
     mapping.check(0..ALL, 1)?;

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Processes and open files that end with memory on the device.
 
+use std::os::fd::{AsFd, AsRawFd};
+use std::thread::sleep;
+use std::time::Duration;
+
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::pause;
 
@@ -8,10 +13,10 @@ use super::support::{DEFECT_3, ensure_snapshot, migrate, migrate_back};
 use super::{Context, Exception, Test};
 use crate::device::Device;
 use crate::failure::{Context as _, Result};
-use crate::memory::{HUGE_PAGES, Mapping};
+use crate::memory::{HUGE_PAGES, Mapping, Pages};
 use crate::process::{Child, Gate};
 use crate::uapi::{MemoryType, prot};
-use crate::{ensure, ensure_eq, fail, test};
+use crate::{ensure, ensure_eq, fail, pattern, test};
 
 /// The group's tests.
 pub const TESTS: &[Test] = &[
@@ -118,7 +123,7 @@ fn killed_while_migrating(ctx: &mut Context) -> Result {
             }
         })?;
         started.pass()?;
-        std::thread::sleep(std::time::Duration::from_micros(ctx.rng.u64(0..50_000)));
+        sleep(Duration::from_micros(ctx.rng.u64(0..50_000)));
         child.signal(Signal::SIGKILL)?;
         child.join_killed()?;
     }
@@ -229,8 +234,6 @@ fn opened_and_closed(ctx: &mut Context) -> Result {
 
 /// The parent goes on with the child's memory by the child's file, and evicts it.
 fn passed_to_parent(ctx: &mut Context) -> Result {
-    use std::os::fd::{AsFd, AsRawFd};
-
     let number = Mapping::shared(1)?;
     let (ready, done) = (Gate::new()?, Gate::new()?);
     let child = Child::fork(|| {
@@ -247,9 +250,9 @@ fn passed_to_parent(ctx: &mut Context) -> Result {
     })?;
     ready.pass()?;
     let device = Device::from(child.take_fd(i32::try_from(number.read(0, 0))?)?);
-    let pages = crate::memory::Pages { addr: number.read(0, 1) as usize, count: COUNT };
+    let pages = Pages { addr: number.read(0, 1) as usize, count: COUNT };
     let migrated = device.migrate_to_dev(pages).context("the child's memory")?;
-    crate::pattern::check(&migrated.data, 0, 1)?;
+    pattern::check(&migrated.data, 0, 1)?;
     done.open()?;
     child.join()?;
     drop(device);
@@ -281,7 +284,7 @@ fn fill_device(device: &Device) -> Result<usize> {
         let pages = mapping.pages(step * STEP..(step + 1) * STEP);
         match device.migrate_to_dev(pages) {
             Ok(_) => continue,
-            Err(nix::errno::Errno::ENOENT) => {}
+            Err(Errno::ENOENT) => {}
             Err(errno) => Err(errno)?,
         }
         let is_there = |&&byte: &&u8| byte != prot::NONE;

@@ -11,9 +11,9 @@ use super::{Context, Test};
 use crate::cgroup::Cgroup;
 use crate::device::Device;
 use crate::failure::{Context as _, Failure, Result};
-use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE};
+use crate::memory::{HUGE_PAGE_SIZE, HUGE_PAGES, Mapping, PAGE_SIZE, Pages};
 use crate::process::Child;
-use crate::uapi::{MemoryType, prot};
+use crate::uapi::{self, Cmd, MemoryType, prot};
 use crate::{ensure, ensure_eq, ensure_errno, test};
 
 /// The group's tests.
@@ -217,18 +217,31 @@ fn huge_over_limit(ctx: &mut Context) -> Result {
         let device = ctx.device(0)?;
         let mapping = Mapping::huge(COUNT)?;
         mapping.fill(0..HUGE_PAGES, 1);
+        // The data that the device returns is charged, too: it has its place already.
+        let buffer = Mapping::small(HUGE_PAGES)?;
+        buffer.fill(0..HUGE_PAGES, 2);
+        let migrate_huge = |pages: Pages| {
+            let mut cmd = Cmd {
+                addr: pages.addr as u64,
+                ptr: buffer.all().addr as u64,
+                npages: pages.count as u64,
+                ..Cmd::default()
+            };
+            device.raw(uapi::MIGRATE_TO_DEV, &mut cmd)
+        };
+        // One more does not fit, nor is there anything to reclaim.
         let unlimited = cgroup.charged()?;
-        // One more does not fit any longer, nor is there anything to reclaim.
-        cgroup.set_limit(unlimited + SLACK / 4)?;
-        migrate(&device, &mapping, 0..HUGE_PAGES, 1)?;
+        cgroup.set_limit(unlimited + HUGE_PAGE_SIZE / 2)?;
+        migrate_huge(mapping.pages(0..HUGE_PAGES))?;
+        buffer.check(0..HUGE_PAGES, 1)?;
         let untouched = mapping.pages(2 * HUGE_PAGES..3 * HUGE_PAGES);
-        ensure_errno!(device.migrate_to_dev(untouched), Errno::ENOENT);
+        ensure_errno!(migrate_huge(untouched), Errno::ENOENT);
         ensure_snapshot(&device, untouched, prot::NONE)?;
         ensure_snapshot(&device, mapping.pages(0..HUGE_PAGES), ctx.local_huge_write())?;
-        mapping.check(0..HUGE_PAGES, 1)?;
 
         cgroup.set_limit(unlimited + SIZE)?;
-        migrate(&device, &mapping, 2 * HUGE_PAGES..3 * HUGE_PAGES, 0)?;
+        migrate_huge(untouched)?;
+        mapping.check(0..HUGE_PAGES, 1)?;
         mapping.check(2 * HUGE_PAGES..3 * HUGE_PAGES, 0)?;
         Ok(())
     })?;

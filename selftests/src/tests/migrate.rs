@@ -10,9 +10,9 @@ use super::support::{
 };
 use super::{Context, Exception, Test};
 use crate::failure::Result;
-use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE, Pages};
+use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE};
 use crate::uapi::{MemoryType, prot};
-use crate::{ensure, ensure_eq, ensure_errno, pattern, test};
+use crate::{ensure, ensure_eq, ensure_errno, fail, pattern, test};
 
 /// The group's tests.
 pub const TESTS: &[Test] = &[
@@ -419,7 +419,7 @@ fn moved_on_device(ctx: &mut Context) -> Result {
     let mut mapping = filled(COUNT, 1)?;
     migrate(&device, &mapping, 0..COUNT, 1)?;
     let moved = mapping.mremap(8..24, 3)?;
-    let gone = Pages { count: 16, ..mapping.all().part(8..24) };
+    let gone = mapping.all().part(8..24);
     ensure_snapshot(&device, gone, prot::ERROR)?;
     ensure_snapshot(&device, moved.all(), ctx.local_write())?;
     ensure_snapshot(&device, mapping.pages(0..8), ctx.local_write())?;
@@ -620,7 +620,7 @@ fn exhausted(ctx: &mut Context) -> Result {
     let (device, other) = (ctx.device(0)?, ctx.device(1)?);
     let one = filled(1, 1)?;
     migrate(&device, &one, 0..1, 1)?;
-    // More than any device in this test has.
+    // More than any device has.
     let mapping = Mapping::small(64 * STEP)?;
     let steps = (0..64).map(|i| i * STEP..(i + 1) * STEP);
     let mut full = None;
@@ -634,7 +634,7 @@ fn exhausted(ctx: &mut Context) -> Result {
             Err(errno) => Err(errno)?,
         }
     }
-    let Some(full) = full else { crate::fail!("{} pages fit", mapping.count()) };
+    let Some(full) = full else { fail!("{} pages fit", mapping.count()) };
     let snapshot = device.snapshot(mapping.pages(full.clone()))?;
     let fits = snapshot.iter().take_while(|&&byte| byte == ctx.local_write()).count();
     ensure!(fits < STEP, "all are on the device");

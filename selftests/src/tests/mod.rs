@@ -155,7 +155,7 @@ pub struct Context {
     /// For all that is random in the test.
     pub rng: fastrand::Rng,
     /// What the tests of the group `random` do.
-    pub random: random::Options,
+    pub random: random::RandomOptions,
 }
 
 impl Context {

@@ -12,7 +12,7 @@ use crate::device::{Device, Driver};
 use crate::failure::{Context as _, Result};
 use crate::memory::{HUGE_PAGES, Mapping};
 use crate::process::Child;
-use crate::test;
+use crate::{pattern, test};
 
 /// The group's tests.
 pub const TESTS: &[Test] = &[
@@ -126,7 +126,7 @@ fn threads_against_each_other(ctx: &mut Context) -> Result {
         threads.push(scope.spawn(|| repeat(|| Ok(mapping.check(0..COUNT, 1)?))));
         threads.push(scope.spawn(|| {
             repeat(|| match reader.read(mapping.all()) {
-                Ok(read) => Ok(crate::pattern::check(&read.data, 0, 1)?),
+                Ok(read) => Ok(pattern::check(&read.data, 0, 1)?),
                 // Somebody else was always faster.
                 Err(Errno::EBUSY) => Ok(()),
                 Err(errno) => Err(errno)?,

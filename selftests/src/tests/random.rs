@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Random sequences of operations, compared with a [model](crate::model).
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ const OPERATIONS: usize = 2000;
 
 /// What the tests do.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct Options {
+pub struct RandomOptions {
     /// Operations in each test of the group `random`; its time limits grow with them
     /// [default: 2000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -45,7 +45,7 @@ pub struct Options {
     pub replay: Option<Sequence>,
 }
 
-impl Options {
+impl RandomOptions {
     /// How much longer than usual the tests may take.
     pub fn timeout_factor(&self) -> f64 {
         f64::max(1.0, self.count() as f64 / OPERATIONS as f64)
@@ -115,7 +115,7 @@ fn run(ctx: &mut Context, shape: Shape) -> Result {
 fn episode(ctx: &Context, shape: Shape, operations: &[Operation], coverage: &Coverage) -> Result {
     coverage.set_step(0);
     let child = Child::fork(|| {
-        let mut process = Process::new(ctx, shape)?;
+        let mut process = Process::new(ctx, shape, coverage)?;
         let mut model = Model::new(ctx.memory_type, shape);
         for (number, operation) in operations.iter().enumerate() {
             coverage.set_step(number);
@@ -169,6 +169,7 @@ fn end_of_message(message: &mut String, operations: &[Operation]) {
 /// The process that the model is compared with.
 struct Process<'a> {
     ctx: &'a Context,
+    coverage: &'a Coverage,
     gup_test: &'static GupTest,
     mapping: Mapping,
     shape: Shape,
@@ -179,9 +180,10 @@ struct Process<'a> {
 }
 
 impl<'a> Process<'a> {
-    fn new(ctx: &'a Context, shape: Shape) -> Result<Self> {
+    fn new(ctx: &'a Context, shape: Shape, coverage: &'a Coverage) -> Result<Self> {
         let process = Self {
             ctx,
+            coverage,
             // The process ends by exiting.
             gup_test: Box::leak(Box::new(GupTest::open()?)),
             mapping: Mapping::apart(shape.pages, shape.skew)?,
@@ -378,7 +380,9 @@ impl System for Process<'_> {
 
     fn snapshots(&mut self) -> Result<[Vec<u8>; 2]> {
         let snapshot = |device: &Device| device.snapshot(self.mapping.all()).context("snapshot");
-        Ok([snapshot(&self.devices[0])?, snapshot(&self.devices[1])?])
+        let snapshots = [snapshot(&self.devices[0])?, snapshot(&self.devices[1])?];
+        self.coverage.count_bytes(&snapshots[0]);
+        Ok(snapshots)
     }
 
     fn vmas(&mut self) -> Result<Vec<usize>> {
@@ -390,14 +394,16 @@ impl System for Process<'_> {
 struct Coverage(Mapping);
 
 impl Coverage {
-    /// Word of a kind's page for what was left out; errors are words of their own, and
-    /// 0 is success.
-    const LEFT_OUT: usize = 511;
-    /// Page of the number of the operation that runs.
+    /// The first page has the number of the operation that runs, the second counts the
+    /// operations that left bytes of a snapshot, the others count outcomes of a kind.
     const STEP: usize = 0;
+    const BYTES: usize = 1;
+    const KINDS: usize = 2;
+    /// Word of what was left out; errors are words of their own, and 0 is success.
+    const LEFT_OUT: usize = WORDS - 1;
 
     fn new() -> Result<Self> {
-        Ok(Self(Mapping::shared(Kind::value_variants().len() + 1)?))
+        Ok(Self(Mapping::shared(Self::KINDS + Kind::value_variants().len())?))
     }
 
     fn set_step(&self, number: usize) {
@@ -408,29 +414,44 @@ impl Coverage {
         self.0.read(Self::STEP, 0) as usize
     }
 
+    fn add(&self, page: usize, word: usize) {
+        self.0.write(page, word, self.0.read(page, word) + 1);
+    }
+
     fn count(&self, kind: Kind, step: Step) {
         let word = match step {
             Step::LeftOut => Self::LEFT_OUT,
             Step::Done(Ok(())) => 0,
             Step::Done(Err(errno)) => errno as usize,
         };
-        let page = kind as usize + 1;
-        self.0.write(page, word, self.0.read(page, word) + 1);
+        self.add(Self::KINDS + kind as usize, word);
     }
 
-    /// A line for each kind.
-    fn print(&self) {
-        for &kind in Kind::value_variants() {
-            let counts: BTreeMap<usize, u64> = (0..WORDS)
-                .map(|word| (word, self.0.read(kind as usize + 1, word)))
-                .filter(|(_, count)| *count > 0)
-                .collect();
-            let counts = counts.iter().map(|(&word, count)| match word {
-                0 => format!("{count} ok"),
-                Self::LEFT_OUT => format!("{count} left out"),
-                errno => format!("{count} {:?}", Errno::from_raw(errno as i32)),
-            });
-            println!("{}: {}", kind.name(), counts.collect::<Vec<_>>().join(", "));
+    fn count_bytes(&self, snapshot: &[u8]) {
+        for byte in snapshot.iter().copied().collect::<BTreeSet<_>>() {
+            self.add(Self::BYTES, byte.into());
         }
+    }
+
+    fn counts(&self, page: usize, name: impl Fn(usize) -> String) -> String {
+        let words = (0..WORDS).map(|word| (word, self.0.read(page, word)));
+        let counts = words.filter(|(_, count)| *count > 0);
+        counts.map(|(word, count)| format!("{count} {}", name(word))).collect::<Vec<_>>().join(", ")
+    }
+
+    /// A line for each kind, and one of what devices saw after how many operations.
+    fn print(&self) {
+        let outcome = |word| match word {
+            0 => "ok".into(),
+            Self::LEFT_OUT => "left out".into(),
+            errno => format!("{:?}", Errno::from_raw(errno as i32)),
+        };
+        for &kind in Kind::value_variants() {
+            let counts = self.counts(Self::KINDS + kind as usize, outcome);
+            if !counts.is_empty() {
+                println!("{}: {counts}", kind.name());
+            }
+        }
+        println!("snapshots: {}", self.counts(Self::BYTES, |byte| format!("{byte:#04x}")));
     }
 }

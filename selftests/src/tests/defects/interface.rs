@@ -40,7 +40,7 @@ pub fn d18_bad_arguments_accepted(ctx: &mut Context) -> Result {
     ] {
         let (addr, ptr) = (mapping.all().addr as u64, buffer.all().addr as u64);
         let mut cmd = Cmd { addr, ptr, npages: TOO_MANY, ..Cmd::default() };
-        ensure_errno!(device.raw(request, &mut cmd), Errno::EINVAL);
+        ensure_eq!(device.raw(request, &mut cmd), Err(Errno::EINVAL), "{request:#x}");
     }
     mapping.check(0..1, 1)?;
     buffer.check(0..1, 2)?;
