@@ -420,8 +420,8 @@ mod tests {
     #[test]
     fn with_another_part() {
         assert_eq!(with(&[0..2, 6..8], &(2..4)), [0..4, 6..8]);
-        assert_eq!(with(&[0..2, 4..8], &(1..5)), [0..8]);
-        assert_eq!(with(&[], &(1..5)), [1..5]);
+        assert_eq!(with(&[0..2, 4..8, 12..14], &(1..5)), [0..8, 12..14]);
+        assert_eq!(with(&[0..1], &(3..5)), [0..1, 3..5]);
     }
 
     #[test]

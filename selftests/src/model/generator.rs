@@ -24,7 +24,8 @@ const WEIGHTS: &[(Kind, u32)] = &[
     (Kind::Fork, 3),
     (Kind::ForkAndHold, 2),
     (Kind::Join, 2),
-    (Kind::Map, 8),
+    (Kind::Map, 2),
+    (Kind::MapHole, 7),
     (Kind::Unmap, 2),
     (Kind::ProtectNone, 1),
     (Kind::ProtectRead, 3),
@@ -88,13 +89,13 @@ impl Generator {
         if let Some(planned) = self.planned.pop() {
             return planned;
         }
-        match self.rng.u32(0..60) {
+        // Huge pages do not come back by themselves.
+        let rarely = if self.shape.has_huge_pages { 20 } else { 60 };
+        if self.rng.u32(0..rarely) == 0 {
+            return (Kind::Map, self.everything());
+        }
+        match self.rng.u32(0..10) {
             0 => {
-                // Start anew.
-                self.planned.push((Kind::Map, self.everything()));
-                (Kind::Unmap, self.everything())
-            }
-            1..7 => {
                 let range = self.focused_range();
                 let combination = COMBINATIONS[self.rng.usize(0..COMBINATIONS.len())];
                 self.planned.extend(combination.iter().rev().map(|&kind| (kind, range.clone())));
@@ -102,7 +103,7 @@ impl Generator {
             }
             _ => match self.kind() {
                 // Often all is made accessible again.
-                kind @ (Kind::Map | Kind::ProtectWrite) if self.rng.bool() => {
+                kind @ (Kind::MapHole | Kind::ProtectWrite) if self.rng.bool() => {
                     (kind, self.everything())
                 }
                 kind => (kind, self.focused_range()),
@@ -123,7 +124,7 @@ impl Generator {
 
     fn range(&mut self) -> Range<usize> {
         let pages = self.shape.pages;
-        if self.shape.has_huge_pages && self.rng.u32(0..5) < 2 {
+        if self.shape.has_huge_pages && self.rng.u32(0..5) < 3 {
             // Some huge pages, a little less than these, or half of one.
             let blocks = pages / HUGE_PAGES;
             let first = self.rng.usize(0..blocks);

@@ -804,18 +804,18 @@ impl Memory {
     }
 
     /// Migrates what it can of a window to a device.
-    pub fn to_device(&mut self, device: usize, window: Range<usize>) {
+    pub fn migrate_to_device(&mut self, device: usize, window: Range<usize>) {
         self.invalidate(window.clone());
         let first = window.start;
         let whole = self.shape.has_huge_pages && self.is_whole_block(&window);
         match self.block(first) {
             Block::Huge if self.is_private() && self.on_device(first).is_some() => return,
             Block::Huge | Block::HugeZero if whole => {
-                self.to_device_huge(device, window);
+                self.migrate_huge_to_device(device, window);
                 return;
             }
             Block::Hole | Block::Emptied if whole && self.is_hole(first) => {
-                self.to_device_huge(device, window);
+                self.migrate_huge_to_device(device, window);
                 return;
             }
             _ => {}
@@ -876,7 +876,7 @@ impl Memory {
     }
 
     /// Migrates a block that is one source: a huge page, the huge zero page or a hole.
-    fn to_device_huge(&mut self, device: usize, block: Range<usize>) {
+    fn migrate_huge_to_device(&mut self, device: usize, block: Range<usize>) {
         let failed = std::mem::take(&mut self.fails[device]);
         let huge = self.is_private() && !failed;
         for page in block.clone() {
@@ -891,7 +891,11 @@ impl Memory {
     }
 
     /// Migrates a window back. Returns the number of pages.
-    pub fn to_system(&mut self, device: usize, window: Range<usize>) -> Result<usize, Errno> {
+    pub fn migrate_to_system(
+        &mut self,
+        device: usize,
+        window: Range<usize>,
+    ) -> Result<usize, Errno> {
         self.invalidate(window.clone());
         let migrating = |memory: &Self, page: &usize| {
             memory

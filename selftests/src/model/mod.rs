@@ -121,7 +121,7 @@ impl Model {
             Some(mismatch) => worlds
                 .find(|(expected, model)| model.mismatch(expected, result, &snapshots).is_none())
                 .map(|(_, model)| model)
-                .ok_or_else(|| Failure::Failed(mismatch))?,
+                .ok_or(Failure::Failed(mismatch))?,
         };
         drop(worlds);
         *self = seen;
@@ -210,7 +210,7 @@ impl Model {
             FreeForDevice if any_fails => return None,
             DeviceWrite if has_huge_pages => run(range, writable)?,
             Free | FreeForDevice => run(range, writable)?,
-            Map => run(range.clone(), |page| !is_mapped(page)).unwrap_or(range),
+            MapHole => run(range, |page| !is_mapped(page))?,
             PinPipe => run(range, readable)?,
             Unmap | ProtectNone | ProtectRead | ProtectWrite | DontNeed | PageOut => {
                 run(range, is_mapped)?
@@ -280,8 +280,8 @@ impl Model {
             Kind::CpuWrite => self.cpu_write(action),
             Kind::DeviceRead | Kind::DeviceReadUnlocked => return self.device_read(device, range),
             Kind::DeviceWrite => return self.device_write(device, range, generation),
-            Kind::ToDevice => return self.to_device(device, range),
-            Kind::ToSystem => return self.to_system(device, range),
+            Kind::ToDevice => return self.migrate_to_device(device, range),
+            Kind::ToSystem => return self.migrate_to_system(device, range),
             Kind::Exclusive => {
                 for page in range.clone() {
                     memory.make_exclusive(device, page)?;
@@ -307,7 +307,7 @@ impl Model {
             Kind::Fork => memory.fork(false),
             Kind::ForkAndHold => memory.fork(true),
             Kind::Join => memory.join(),
-            Kind::Map => memory.map(range),
+            Kind::Map | Kind::MapHole => memory.map(range),
             Kind::Unmap => memory.unmap(range),
             Kind::ProtectNone => memory.protect(range, Protection::None),
             Kind::ProtectRead => memory.protect(range, Protection::Read),
@@ -387,14 +387,14 @@ impl Model {
         Counts { cpages: pages as u64, faults: is_known.then_some(faults) }
     }
 
-    fn to_device(
+    fn migrate_to_device(
         &mut self,
         device: usize,
         range: Range<usize>,
     ) -> std::result::Result<Counts, Errno> {
         let (windows, is_all) = self.memory.windows(range.clone());
         for window in windows {
-            self.memory.to_device(device, window.clone());
+            self.memory.migrate_to_device(device, window.clone());
             self.memory.mirror_present(device, window);
         }
         if !is_all {
@@ -410,7 +410,7 @@ impl Model {
         Ok(Counts { cpages: range.len() as u64, faults: Some(0) })
     }
 
-    fn to_system(
+    fn migrate_to_system(
         &mut self,
         device: usize,
         range: Range<usize>,
@@ -418,7 +418,7 @@ impl Model {
         let (windows, is_all) = self.memory.windows(range);
         let mut migrated = 0;
         for window in windows {
-            migrated += self.memory.to_system(device, window)?;
+            migrated += self.memory.migrate_to_system(device, window)?;
         }
         if !is_all {
             return Err(Errno::EINVAL);
@@ -430,7 +430,7 @@ impl Model {
 /// Whether an action changes VMAs.
 fn changes_vmas(kind: Kind) -> bool {
     use Kind::*;
-    matches!(kind, Map | Unmap | Move | ProtectNone | ProtectRead | ProtectWrite)
+    matches!(kind, Map | MapHole | Unmap | Move | ProtectNone | ProtectRead | ProtectWrite)
 }
 
 /// The first part of a range of which all pages are so.
@@ -553,7 +553,7 @@ mod tests {
 
     #[test]
     fn wrong_contents_are_found_and_the_sequence_made_short() {
-        let mut fails = |operations: &[Operation]| {
+        let fails = |operations: &[Operation]| {
             let mut model = Model::new(MemoryType::Generic, SMALL);
             let mut system = Simulated { loses_data: true, ..Simulated::new(&model) };
             operations.iter().any(|operation| model.step(&mut system, operation).is_err())

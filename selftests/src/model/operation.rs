@@ -42,6 +42,8 @@ pub enum Kind {
     Join,
     /// Maps fresh memory, readable and writable, in place of what is there.
     Map,
+    /// Maps fresh memory in the first hole of the range.
+    MapHole,
     /// Unmaps.
     Unmap,
     /// Forbids all access.

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::mman::{MmapAdvise, ProtFlags};
+use nix::unistd::Pid;
 
 use super::{Context, Test};
 use crate::device::Device;
@@ -115,6 +117,7 @@ fn run(ctx: &mut Context, shape: Shape) -> Result {
 fn episode(ctx: &Context, shape: Shape, operations: &[Operation], coverage: &Coverage) -> Result {
     coverage.set_step(0);
     let child = Child::fork(|| {
+        stay_on_one_cpu()?;
         let mut process = Process::new(ctx, shape, coverage)?;
         let mut model = Model::new(ctx.memory_type, shape);
         for (number, operation) in operations.iter().enumerate() {
@@ -129,6 +132,19 @@ fn episode(ctx: &Context, shape: Shape, operations: &[Operation], coverage: &Cov
     child.join_within(EPISODE_LIMIT)
 }
 
+/// Keeps this process and its children on one CPU: pages cannot be migrated while another
+/// CPU is about to move them between the lists of reclaim, as after `MADV_FREE`, and
+/// nobody tells it to go on.
+fn stay_on_one_cpu() -> Result {
+    let allowed = sched_getaffinity(Pid::this())?;
+    let is_allowed = |&cpu: &usize| allowed.is_set(cpu) == Ok(true);
+    let first = (0..CpuSet::count()).find(is_allowed).expect("it runs on one");
+    let mut one = CpuSet::new();
+    one.set(first)?;
+    sched_setaffinity(Pid::this(), &one)?;
+    Ok(())
+}
+
 /// The failure with a short sequence that leads to one.
 fn shortened(
     ctx: &Context,
@@ -139,6 +155,11 @@ fn shortened(
     let Failure::Failed(mut message) = failure else {
         return Ok(failure);
     };
+    if kernel_has_oopsed()? {
+        message += "\nnot run again, as the kernel has oopsed";
+        end_of_message(&mut message, &operations);
+        return Ok(Failure::Failed(message));
+    }
     let coverage = Coverage::new()?;
     let end = Instant::now() + SHRINK_LIMIT;
     // Without what came after it, which is known if it is no crash.
@@ -160,6 +181,13 @@ fn shortened(
     });
     end_of_message(&mut message, &short);
     Ok(Failure::Failed(message))
+}
+
+fn kernel_has_oopsed() -> Result<bool> {
+    const TAINT_DIE: u64 = 1 << 7;
+    const TAINTED: &str = "/proc/sys/kernel/tainted";
+    let tainted: u64 = std::fs::read_to_string(TAINTED).context(TAINTED)?.trim().parse()?;
+    Ok(tainted & TAINT_DIE != 0)
 }
 
 fn end_of_message(message: &mut String, operations: &[Operation]) {
@@ -333,7 +361,7 @@ impl System for Process<'_> {
                     child.join()?;
                 }
             }
-            Kind::Map => {
+            Kind::Map | Kind::MapHole => {
                 self.mapping.map_again(range.clone())?;
                 self.prepare(range)?;
             }

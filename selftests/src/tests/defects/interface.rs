@@ -87,6 +87,10 @@ pub fn d20_memory_of_others(ctx: &mut Context) -> Result {
 
     for name in ["spm_addr_dev0", "spm_addr_dev1"] {
         let path = parameters.join(name);
+        // Modules in Rust do not show their parameters, so nobody can write them.
+        if ctx.driver == Driver::Rust && !path.exists() {
+            continue;
+        }
         let value = fs::read_to_string(&path).context(path.display())?;
         let mode = fs::metadata(&path)?.permissions().mode();
         ensure_eq!(mode & 0o777, 0o444, "{name}");
