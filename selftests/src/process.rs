@@ -53,6 +53,11 @@ impl Child {
         self.pid
     }
 
+    /// Waits for the child to end, or to fail. Returns whether it did within the limit.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        wait_readable_within(&self.report, limit).is_ok()
+    }
+
     /// Waits for the child, at most [`PATIENCE`]; fails as the child did.
     pub fn join(self) -> Result {
         self.join_within(PATIENCE)
@@ -223,6 +228,7 @@ mod tests {
         })
         .unwrap();
         let pid = child.pid();
+        assert!(!child.ends_within(Duration::from_millis(50)));
         assert!(child.join_within(Duration::from_millis(50)).is_err());
         assert_eq!(kill(pid, None), Err(Errno::ESRCH));
     }
