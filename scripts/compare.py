@@ -9,7 +9,6 @@ patched kernel complains. What fails on the unpatched kernel is listed.
 """
 
 import contextlib
-import sys
 
 import hmm_tests
 import vm
@@ -90,7 +89,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except vm.VmError as error:
-        sys.exit(f"error: {error}")
+    vm.exit_with(main)

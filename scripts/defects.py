@@ -158,7 +158,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except vm.VmError as error:
-        sys.exit(f"error: {error}")
+    vm.exit_with(main)

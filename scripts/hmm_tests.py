@@ -308,7 +308,4 @@ def print_totals(runs):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except vm.VmError as error:
-        sys.exit(f"error: {error}")
+    vm.exit_with(main)

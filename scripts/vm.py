@@ -221,6 +221,14 @@ def report(result, console_log, out=sys.stderr):
     return False
 
 
+def exit_with(main_function):
+    """Ends the script with what its main function returns, or with the reason why not."""
+    try:
+        sys.exit(main_function())
+    except VmError as error:
+        sys.exit(f"error: {error}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kernel", default="series", choices=("series", "base", "debug"))
@@ -239,7 +247,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except VmError as error:
-        sys.exit(f"error: {error}")
+    exit_with(main)
