@@ -151,7 +151,7 @@ fn close_while_cpu_touches(ctx: &mut Context) -> Result {
 /// A file is closed while another one's RELEASE removes the memory. In C the former
 /// went through a list that the latter freed.
 pub fn d06_close_while_released(ctx: &mut Context) -> Result {
-    const PAGES: usize = 16;
+    const PAGES: usize = 256;
     let mapping = Mapping::small(PAGES)?;
     mapping.fill(0..PAGES, 1);
     let other = ctx.device(0)?;
