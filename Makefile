@@ -21,8 +21,8 @@ kernel-name := $(if $(filter debug,$(KCONFIG)),debug,series)
 help:
 	@echo 'make run            install what is missing, build, boot, run hmm-tests and'
 	@echo '                    hmm-selftests on managed generic memory'
-	@echo 'make test           everything that CI runs: check, cargo-test, kunit, compare,'
-	@echo '                    selftests, clippy, rustdoc'
+	@echo 'make test           everything that CI runs: check, check-drivers, cargo-test, kunit,'
+	@echo '                    compare, selftests, clippy, rustdoc'
 	@echo 'make deps           install what is missing'
 	@echo 'make tree           build/linux: base kernel and series, KERNEL=/path for your tree'
 	@echo 'make kernel         build/kernel, the patched kernel'
@@ -37,6 +37,7 @@ help:
 	@echo 'make compare        unpatched and patched kernel, one table'
 	@echo 'make vm             CMD="command", or a shell'
 	@echo 'make check          patches apply, equal the tree, pass checkpatch; BISECT=1 builds each'
+	@echo 'make check-drivers  compiles the users of ZONE_DEVICE memory that no VM has, with sparse'
 	@echo 'make clippy         lints of the Rust code; make rustdoc: its documentation'
 	@echo 'make export         write branch series of build/linux to patches/'
 
@@ -82,9 +83,12 @@ cargo-test: tree
 compare: kernel kernel-base
 	@scripts/compare.py
 
-.PHONY: check clippy rustdoc export
+.PHONY: check check-drivers clippy rustdoc export
 check: tree
 	@scripts/check
+
+check-drivers: tree
+	@scripts/check-drivers
 
 clippy rustdoc: kernel
 	@scripts/check $@

@@ -106,13 +106,14 @@ have_bindgen() {
 	[ -n "$version" ] && version_at_least "$version" 0.71.1
 }
 
-# Everything that builds a kernel: kernel_make series|base|debug [target...]
+# Everything that builds a kernel: kernel_make flavour [target...]
 kernel_make() {
-	local flavour=$1 source=$linux cc=clang llvm rustc bin
+	local flavour=$1 source=$linux arch=() cc=clang llvm rustc bin
 	shift
 	case $flavour in
-	base)	source=$linux_base ;;
+	base|base-drivers) source=$linux_base ;;
 	bisect)	source=$linux_scratch ;;
+	powerpc-drivers) arch=(ARCH=powerpc) ;;
 	esac
 	llvm=$(find_llvm) || die "no clang 17 or later with lld, run 'make deps'"
 	rustc=$(find_rustc) || die "no rustc 1.85 or later with its library source, run 'make deps'"
@@ -122,7 +123,7 @@ kernel_make() {
 		cc="ccache $cc"
 		export CCACHE_DIR=$cache/ccache CCACHE_MAXSIZE=5G
 	fi
-	make -C "$source" O="$(kernel_dir "$flavour")" LLVM="$llvm" CC="$cc" \
+	make -C "$source" O="$(kernel_dir "$flavour")" "${arch[@]}" LLVM="$llvm" CC="$cc" \
 		RUSTC="$rustc" HOSTRUSTC="$rustc" RUSTDOC="$bin/rustdoc" \
 		RUSTFMT="$bin/rustfmt" CLIPPY_DRIVER="$bin/clippy-driver" \
 		LOCALVERSION="-$flavour" -j"$(nproc)" "$@"
@@ -131,7 +132,7 @@ kernel_make() {
 kernel_dir() {
 	case $1 in
 	series)	echo "$build/kernel" ;;
-	base|debug|bisect|clippy) echo "$build/$1" ;;
+	base|debug|bisect|clippy|drivers|base-drivers|powerpc-drivers) echo "$build/$1" ;;
 	*)	die "unknown kernel '$1', use series, base or debug" ;;
 	esac
 }

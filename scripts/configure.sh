@@ -1,0 +1,39 @@
+# shellcheck shell=bash
+# Sourced by kernel and check-drivers: configures a kernel from the fragments in
+# config/ and fails when an option asked for is not set.
+# shellcheck disable=SC2154
+
+# The options that the fragments ask for and that .config does not have.
+unset_options() { # .config, fragment...
+	local config=$1 line
+	shift
+	cat "$@" | while IFS= read -r line; do
+		case $line in
+		CONFIG_*=n)
+			! grep -q "^${line%=n}=" "$config" || printf '%s\n' "$line" ;;
+		CONFIG_*)
+			grep -qxF "$line" "$config" || printf '%s\n' "$line" ;;
+		esac
+	done
+}
+
+configure() { # flavour, fragment...
+	local flavour=$1 dir log missing
+	shift
+	dir=$(kernel_dir "$flavour")
+	log=$build/log/config-$flavour
+	mkdir -p "$dir"
+	cat "$@" >"$dir/fragments.new"
+	if [ -f "$dir/.config" ] && cmp -s "$dir/fragments.new" "$dir/fragments"; then
+		kernel_make "$flavour" olddefconfig >"$log" 2>&1 || die "olddefconfig failed, see $log"
+	else
+		kernel_make "$flavour" rustavailable >"$log" 2>&1 ||
+			die "the kernel cannot be built with this Rust: $(tail -n 5 "$log")"
+		kernel_make "$flavour" KCONFIG_ALLCONFIG="$dir/fragments.new" allnoconfig >"$log" 2>&1 ||
+			die "cannot configure the kernel, see $log"
+	fi
+	missing=$(unset_options "$dir/.config" "$@")
+	[ -z "$missing" ] ||
+		die "these options were asked for, but the kernel's Kconfig refused them: $(xargs <<<"$missing")"
+	mv "$dir/fragments.new" "$dir/fragments"
+}
