@@ -15,7 +15,9 @@ mod tests {
             self,
             memory_type,
             memory_type_MEMORY_DEVICE_COHERENT as COHERENT,
+            memory_type_MEMORY_DEVICE_FS_DAX as FS_DAX,
             memory_type_MEMORY_DEVICE_GENERIC as GENERIC,
+            memory_type_MEMORY_DEVICE_PCI_P2PDMA as PCI_P2PDMA,
             memory_type_MEMORY_DEVICE_PRIVATE as PRIVATE,
             pageflags_PG_active as PG_ACTIVE,
             pageflags_PG_dirty as PG_DIRTY,
@@ -106,11 +108,39 @@ mod tests {
         kunit_expect!(page.has_flag(PG_RESERVED));
         kunit_expect_eq!(map.nr_references(), nr_pages);
 
-        map.put_unmanaged(3);
+        map.put(3);
         kunit_expect_eq!(page.ref_count(), 1);
         kunit_expect!(page.has_flag(PG_RESERVED));
         kunit_expect_eq!(map.nr_references(), nr_pages);
         kunit_expect_eq!(map.nr_freed(), 0);
+        Ok(())
+    }
+
+    /// A page is free, taken into use, and free again. The pagemap has a reference for each.
+    fn uncounted_life_cycle(memory_type: memory_type) -> Result<usize> {
+        let map = RawPageMap::new(Settings::managed(memory_type))?;
+        let page = map.page(3);
+        let nr_pages = map.nr_pages();
+        for _ in 0..2 {
+            kunit_expect_eq!(page.ref_count(), 0);
+            kunit_expect_eq!(map.nr_references(), nr_pages);
+            map.take(3);
+            map.put(3);
+        }
+        kunit_expect_eq!(page.ref_count(), 0);
+        kunit_expect_eq!(map.nr_references(), nr_pages);
+        Ok(map.nr_freed())
+    }
+
+    #[test]
+    fn fs_dax() -> Result {
+        kunit_expect_eq!(uncounted_life_cycle(FS_DAX)?, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn peer_to_peer() -> Result {
+        kunit_expect_eq!(uncounted_life_cycle(PCI_P2PDMA)?, 2);
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 #[kernel::prelude::kunit_tests(zone_device_pagemaps)]
 mod tests {
     use crate::raw::{
+        DmaDevice,
         RawPageMap,
         Settings,
         WITHOUT_FOLIO_FREE,
@@ -15,6 +16,7 @@ mod tests {
         bindings::{
             memory_type,
             memory_type_MEMORY_DEVICE_COHERENT as COHERENT,
+            memory_type_MEMORY_DEVICE_FS_DAX as FS_DAX,
             memory_type_MEMORY_DEVICE_GENERIC as GENERIC,
             memory_type_MEMORY_DEVICE_PRIVATE as PRIVATE, //
         },
@@ -112,6 +114,19 @@ mod tests {
                 ..settings
             },
         )
+    }
+
+    #[test]
+    #[cfg(CONFIG_DMA_API_DEBUG)]
+    fn memory_of_the_cpu_can_be_mapped_for_dma() -> Result {
+        let device = DmaDevice::new()?;
+        for memory_type in [COHERENT, GENERIC, FS_DAX] {
+            let map = RawPageMap::new(Settings::managed(memory_type))?;
+            let (result, nr_warnings) = kunit::suppress_warnings(|| device.map(map.page(0)))?;
+            kunit_expect_eq!(result, Ok(()), "for type {memory_type}");
+            kunit_expect_eq!(nr_warnings, 0, "for type {memory_type}");
+        }
+        Ok(())
     }
 
     /// Whether the first page is taken for private, coherent, and managed generic memory.

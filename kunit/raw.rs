@@ -27,6 +27,7 @@ use kernel::{
             PageMapOps, //
         }, //
     },
+    page::PAGE_SIZE,
     prelude::*,
     str::CString,
     sync::atomic::{
@@ -49,7 +50,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// What drivers of this type give that hand out the pages.
+    /// What drivers give that hand out the pages, or are told when they are free.
     pub(crate) fn managed(memory_type: bindings::memory_type) -> Self {
         Self {
             memory_type,
@@ -175,11 +176,17 @@ impl RawPageMap {
         })
     }
 
-    /// Whether the pages are handed out and taken back by the test.
+    /// Whether pages are handed out by `zone_device_folio_init`, which counts those in use.
     fn is_managed(&self) -> bool {
-        self.settings
-            .ops
-            .is_some_and(|ops| ops.folio_free.is_some())
+        match self.settings.memory_type {
+            bindings::memory_type_MEMORY_DEVICE_PRIVATE
+            | bindings::memory_type_MEMORY_DEVICE_COHERENT => true,
+            bindings::memory_type_MEMORY_DEVICE_GENERIC => self
+                .settings
+                .ops
+                .is_some_and(|ops| ops.folio_free.is_some()),
+            _ => false,
+        }
     }
 
     /// Returns whether the pagemap can be removed: that would wait for ever otherwise.
@@ -193,7 +200,7 @@ impl RawPageMap {
     }
 
     pub(crate) fn nr_pages(&self) -> usize {
-        self.region.size() as usize / kernel::page::PAGE_SIZE
+        self.region.size() as usize / PAGE_SIZE
     }
 
     /// Returns how often `folio_free` was called.
@@ -227,10 +234,17 @@ impl RawPageMap {
         }
     }
 
-    /// Drops the last reference on a page that nobody manages, which gets it back.
-    pub(crate) fn put_unmanaged(&self, index: usize) {
-        assert!(!self.is_managed());
-        // SAFETY: The page has a reference, and is never free.
+    /// Takes a free page into use, as file systems and peer-to-peer memory do.
+    pub(crate) fn take(&self, index: usize) {
+        assert!(!self.is_managed() && self.page(index).ref_count() == 0);
+        // SAFETY: The page is free, so nobody else has to do with it.
+        unsafe { (*self.page(index).0)._refcount.counter = 1 };
+    }
+
+    /// Drops the last reference on a page that `zone_device_folio_init` has not handed out.
+    pub(crate) fn put(&self, index: usize) {
+        assert!(!self.is_managed() && self.page(index).ref_count() == 1);
+        // SAFETY: The page has a reference, which is the test's.
         unsafe { bindings::folio_put(self.page(index).folio()) };
     }
 
@@ -260,7 +274,7 @@ impl RawPageMap {
     /// Returns a page, in use or not.
     pub(crate) fn page(&self, index: usize) -> RawPage<'_> {
         assert!(index < self.nr_pages());
-        let pfn = self.region.start() as usize / kernel::page::PAGE_SIZE + index;
+        let pfn = self.region.start() as usize / PAGE_SIZE + index;
         // SAFETY: By the type invariants there is such a page.
         unsafe { RawPage::from_pfn(pfn) }
     }
@@ -395,6 +409,52 @@ impl Drop for LongTermPin {
     fn drop(&mut self) {
         // SAFETY: By the type invariants the pin is ours.
         unsafe { bindings::unpin_user_page(self.page) };
+    }
+}
+
+/// A device that reaches all memory.
+///
+/// # Invariants
+///
+/// Owns a platform device that is registered.
+pub(crate) struct DmaDevice(*mut bindings::platform_device);
+
+impl DmaDevice {
+    pub(crate) fn new() -> Result<Self> {
+        let info = bindings::platform_device_info {
+            name: c"zone_device_kunit".as_char_ptr(),
+            id: bindings::PLATFORM_DEVID_NONE,
+            dma_mask: u64::MAX,
+            ..pin_init::zeroed()
+        };
+        // SAFETY: What is not set may be zero.
+        let device = from_err_ptr(unsafe { bindings::platform_device_register_full(&info) })?;
+        // INVARIANT: Just registered.
+        Ok(Self(device))
+    }
+
+    /// Maps a page, and unmaps it again.
+    pub(crate) fn map(&self, page: RawPage<'_>) -> Result {
+        const DIRECTION: bindings::dma_data_direction =
+            bindings::dma_data_direction::DMA_BIDIRECTIONAL;
+
+        // SAFETY: By the type invariants there are such a device, which nothing is transferred
+        // to, and such a page.
+        unsafe {
+            let device = &raw mut (*self.0).dev;
+            let address =
+                bindings::dma_map_page_attrs(device, page.0, 0, PAGE_SIZE, DIRECTION, 0);
+            to_result(bindings::dma_mapping_error(device, address))?;
+            bindings::dma_unmap_page_attrs(device, address, PAGE_SIZE, DIRECTION, 0);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for DmaDevice {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants it is registered.
+        unsafe { bindings::platform_device_unregister(self.0) };
     }
 }
 
