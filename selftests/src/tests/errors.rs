@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags};
 
-use super::support::{DEFECT_18, ensure_snapshot, ensure_snapshots, migrate, migrate_back};
-use super::{Context, Exception, Test};
+use super::support::{ensure_snapshot, ensure_snapshots, migrate, migrate_back};
+use super::{Context, Test};
 use crate::device::{Device, Driver};
 use crate::failure::{Context as _, Result};
 use crate::hugetlb::MoreHugetlbPages;
@@ -19,14 +19,14 @@ use crate::{ensure_eq, ensure_errno, pattern, test};
 /// The group's tests.
 pub const TESTS: &[Test] = &[
     test!(bad_range),
-    test!(range_overflow).except(&[Exception::c(DEFECT_18)]),
+    test!(range_overflow),
     test!(bad_data_pointer),
     test!(data_pointer_to_too_little),
     test!(bad_argument),
     test!(read_only_argument),
     test!(unknown_request),
-    test!(unknown_flags).except(&[Exception::c(DEFECT_18)]),
-    test!(no_flags).except(&[Exception::c(DEFECT_18)]),
+    test!(unknown_flags),
+    test!(no_flags),
     test!(bad_memory),
     test!(opener_exited),
 ];

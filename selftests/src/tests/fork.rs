@@ -8,10 +8,9 @@ use nix::sys::mman::MmapAdvise;
 use nix::sys::signal::Signal;
 
 use super::support::{
-    DEFECT_1, DEFECT_11, device_writes, ensure_device_reads, ensure_snapshot, ensure_snapshots,
-    migrate, migrate_back,
+    device_writes, ensure_device_reads, ensure_snapshot, ensure_snapshots, migrate, migrate_back,
 };
-use super::{Context, Exception, Test};
+use super::{Context, Test};
 use crate::device::Device;
 use crate::failure::Result;
 use crate::memory::Mapping;
@@ -23,8 +22,8 @@ use crate::{ensure, fail, test};
 pub const TESTS: &[Test] = &[
     test!(child_writes),
     test!(parent_writes),
-    test!(read_by_device).except(&[Exception::c_private(DEFECT_1)]),
-    test!(written_by_device).except(&[Exception::c_private(DEFECT_11)]),
+    test!(read_by_device),
+    test!(written_by_device),
     test!(written_by_childs_device),
     test!(migrated_by_child),
     test!(migrated_by_child_with_inherited_device),

@@ -5,10 +5,8 @@
 use nix::errno::Errno;
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
-use super::support::{
-    DEFECT_3, device_writes, ensure_device_reads, ensure_snapshot, migrate, migrate_back,
-};
-use super::{Context, Exception, Test};
+use super::support::{device_writes, ensure_device_reads, ensure_snapshot, migrate, migrate_back};
+use super::{Context, Test};
 use crate::failure::Result;
 use crate::memory::{HUGE_PAGES, Mapping};
 use crate::process::{Child, Gate};
@@ -23,13 +21,13 @@ pub const TESTS: &[Test] = &[
     test!(cpu_access),
     test!(read_only),
     test!(part_migrated),
-    test!(part_migrated_back).except(&[Exception::c_private(DEFECT_3)]),
+    test!(part_migrated_back),
     test!(unaligned_range),
     test!(other_device),
-    test!(part_unmapped).except(&[Exception::c_private(DEFECT_3)]),
-    test!(part_discarded).except(&[Exception::c_private(DEFECT_3)]),
-    test!(part_protected).except(&[Exception::c_private(DEFECT_3)]),
-    test!(part_moved).except(&[Exception::c_private(DEFECT_3)]),
+    test!(part_unmapped),
+    test!(part_discarded),
+    test!(part_protected),
+    test!(part_moved),
     test!(moved),
     test!(freed_lazily),
     test!(fail_alloc_to_device),
@@ -38,7 +36,7 @@ pub const TESTS: &[Test] = &[
     test!(fail_alloc_in_fault).only(&[MemoryType::Private]),
     test!(released),
     test!(shared_by_fork),
-    test!(forked_on_device).except(&[Exception::c_private(DEFECT_3)]),
+    test!(forked_on_device),
 ];
 
 const ALL: usize = 2 * HUGE_PAGES;

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::pause;
 
-use super::support::{DEFECT_3, ensure_snapshot, migrate, migrate_back};
+use super::support::{ensure_snapshot, migrate, migrate_back};
 use super::{Context, Exception, Test};
 use crate::device::Device;
 use crate::failure::{Context as _, Result};
@@ -21,7 +21,7 @@ use crate::{ensure, ensure_eq, fail, pattern, test};
 /// The group's tests.
 pub const TESTS: &[Test] = &[
     test!(killed),
-    test!(killed_with_huge_pages).except(&[Exception::c_private(DEFECT_3)]),
+    test!(killed_with_huge_pages),
     test!(killed_while_migrating),
     test!(exited_with_everything),
     test!(closed),

@@ -5,10 +5,10 @@ use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags};
 
 use super::support::{
-    DEFECT_1, DEFECT_11, device_writes, ensure_device_reads, ensure_snapshot, ensure_snapshots,
-    migrate, migrate_back, temporary_file,
+    device_writes, ensure_device_reads, ensure_snapshot, ensure_snapshots, migrate, migrate_back,
+    temporary_file,
 };
-use super::{Context, Exception, Test};
+use super::{Context, Test};
 use crate::failure::Result;
 use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE};
 use crate::uapi::{MemoryType, prot};
@@ -19,10 +19,10 @@ pub const TESTS: &[Test] = &[
     test!(there_and_back),
     test!(many_windows),
     test!(untouched),
-    test!(untouched_then_written).except(&[Exception::c_private(DEFECT_1)]),
+    test!(untouched_then_written),
     test!(zero_page),
     test!(read_only),
-    test!(read_only_stays).except(&[Exception::c_private(DEFECT_11)]),
+    test!(read_only_stays),
     test!(again),
     test!(other_device),
     test!(mixed_range),
@@ -36,7 +36,7 @@ pub const TESTS: &[Test] = &[
     test!(cpu_read),
     test!(cpu_write),
     test!(protected_on_device),
-    test!(protected_then_read_by_device).except(&[Exception::c_private(DEFECT_1)]),
+    test!(protected_then_read_by_device),
     test!(moved_on_device),
     test!(moved_there_and_back),
     test!(left_behind),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::support::{DEFECT_2, DEFECT_5};
+use super::support::DEFECT_5;
 use super::{Context, Exception, Test};
 use crate::device::{Device, Driver};
 use crate::failure::{Context as _, Result};
@@ -18,7 +18,7 @@ use crate::{pattern, test};
 pub const TESTS: &[Test] = &[
     test!(forked_pages_of_two_processes).except(&[Exception::c_private(DEFECT_5)]),
     test!(huge_forked_pages_of_two_processes).except(&[Exception::c_private(DEFECT_5)]),
-    test!(threads_against_each_other).except(&[Exception::c(DEFECT_2)]),
+    test!(threads_against_each_other),
     test!(cpu_against_device),
     test!(own_memory_of_many_processes).except(&[Exception::c_private(DEFECT_5)]),
 ];

@@ -11,7 +11,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 use nix::unistd::Pid;
 
-use super::{Context, Exception, Test};
+use super::{Context, Test};
 use crate::device::Device;
 use crate::failure::{Context as _, Failure, Result};
 use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE, Pages};
@@ -29,13 +29,7 @@ use crate::{pagemap, test};
 pub const GROUP: &str = "random";
 
 /// The group's tests.
-pub const TESTS: &[Test] = &[
-    test!(small_pages).timeout(120).except(&[Exception::c(OTHER_MODEL)]),
-    test!(huge_pages).timeout(120).except(&[Exception::c(OTHER_MODEL)]),
-];
-
-/// Why the tests are skipped with `test_hmm`.
-const OTHER_MODEL: &str = "the model knows none of the defects 1, 2, 11 and 14 of test_hmm";
+pub const TESTS: &[Test] = &[test!(small_pages).timeout(120), test!(huge_pages).timeout(120)];
 
 /// Operations of a test if the command line says nothing else.
 const OPERATIONS: usize = 2000;

@@ -16,18 +16,7 @@ use crate::pattern;
 use crate::uapi::prot;
 
 /// Why a test is skipped with `test_hmm`.
-pub const DEFECT_1: &str = "defect 1 of test_hmm: it accesses private memory where nothing is";
-/// Why a test is skipped with `test_hmm`.
-pub const DEFECT_2: &str = "defect 2 of test_hmm: it keeps using pages that are migrated away";
-/// Why a test is skipped with `test_hmm`.
-pub const DEFECT_3: &str = "defect 3 of test_hmm: it corrupts huge pages that are split";
-/// Why a test is skipped with `test_hmm`.
 pub const DEFECT_5: &str = "defect 5 of test_hmm: it frees closed files that are still in use";
-/// Why a test is skipped with `test_hmm`.
-pub const DEFECT_11: &str =
-    "defect 11 of test_hmm: a WARNING for writes to read-only private memory";
-/// Why a test is skipped with `test_hmm`.
-pub const DEFECT_18: &str = "defect 18 of test_hmm: it does not check its arguments";
 
 impl Context {
     /// Snapshot byte of a small page on the device asked, writable there.
