@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -262,4 +263,17 @@ mod tests {
         done.pass().unwrap();
         child.join().unwrap();
     }
+}
+
+/// Keeps this process and its children on one CPU: pages cannot be migrated while another
+/// CPU is about to move them between the lists of reclaim, as after `MADV_FREE`, and
+/// nobody tells it to go on.
+pub fn stay_on_one_cpu() -> Result {
+    let allowed = sched_getaffinity(Pid::this())?;
+    let is_allowed = |&cpu: &usize| allowed.is_set(cpu) == Ok(true);
+    let first = (0..CpuSet::count()).find(is_allowed).expect("it runs on one");
+    let mut one = CpuSet::new();
+    one.set(first)?;
+    sched_setaffinity(Pid::this(), &one)?;
+    Ok(())
 }

@@ -5,15 +5,13 @@ use std::fs::File;
 use std::io::Write;
 
 use nix::errno::Errno;
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::mman::ProtFlags;
-use nix::unistd::Pid;
 
 use super::{iomem, local_pages, ramfs};
 use crate::failure::Result;
 use crate::memory::{HUGE_PAGES, Mapping};
 use crate::pins::{GupTest, PipePin};
-use crate::process::{Child, Gate};
+use crate::process::{Child, Gate, stay_on_one_cpu};
 use crate::tests::Context;
 use crate::uapi::{MemoryType, prot};
 use crate::{ensure_eq, ensure_errno, pagemap, pattern};
@@ -32,9 +30,7 @@ fn huge_page() -> Result<Mapping> {
 pub fn d03_split_backing_folio(ctx: &mut Context) -> Result {
     const FILE_PAGES: usize = 64;
     // So that the file gets what the fault has freed.
-    let mut cpus = CpuSet::new();
-    cpus.set(0)?;
-    sched_setaffinity(Pid::from_raw(0), &cpus)?;
+    stay_on_one_cpu()?;
     let mut file = File::create(ramfs::mount()?.join("file"))?;
 
     let device = ctx.device(0)?;

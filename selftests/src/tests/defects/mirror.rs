@@ -7,7 +7,7 @@ use nix::sys::mman::{MmapAdvise, ProtFlags};
 use super::local_pages;
 use crate::failure::{Context as _, Result};
 use crate::memory::Mapping;
-use crate::process::{Child, Gate};
+use crate::process::{Child, Gate, stay_on_one_cpu};
 use crate::tests::Context;
 use crate::{ensure, ensure_eq, ensure_errno, pattern};
 
@@ -146,19 +146,28 @@ pub fn d14_neighbour_invalidated(ctx: &mut Context) -> Result {
 /// What the device writes to a page makes it dirty, so that reclaim must not drop it,
 /// though MADV_FREE has allowed to drop what was there before.
 pub fn d15_write_not_dirty(ctx: &mut Context) -> Result {
+    // The batches of other CPUs have references on pages that MADV_FREE was called for.
+    stay_on_one_cpu()?;
     let device = ctx.device(0)?;
-    let (written, left) = (Mapping::small(PAGES)?, Mapping::small(PAGES)?);
-    for mapping in [&written, &left] {
+    let written = [Mapping::small(PAGES)?, Mapping::small(PAGES)?];
+    let [in_system, on_device] = &written;
+    let left = Mapping::small(PAGES)?;
+    for mapping in [in_system, on_device, &left] {
         mapping.fill(0..PAGES, 1);
         mapping.madvise(0..PAGES, MmapAdvise::MADV_FREE)?;
     }
-    device.write(written.all(), &pattern::pages(0, PAGES, 2))?;
-    for mapping in [&written, &left] {
+    device.migrate_to_dev(on_device.all())?;
+    for mapping in &written {
+        device.write(mapping.all(), &pattern::pages(0, PAGES, 2))?;
+    }
+    device.migrate_to_sys(on_device.all())?;
+    for mapping in [in_system, on_device, &left] {
         mapping.madvise(0..PAGES, MmapAdvise::MADV_PAGEOUT)?;
     }
 
     let dropped = (0..PAGES).filter(|&page| left.check(page..page + 1, 0).is_ok()).count();
     ensure!(dropped > 0, "reclaim has dropped none of the pages");
-    written.check(0..PAGES, 2)?;
+    in_system.check(0..PAGES, 2).context("written in system memory")?;
+    on_device.check(0..PAGES, 2).context("written on the device")?;
     Ok(())
 }
