@@ -35,6 +35,7 @@ help:
 	@echo 'make cargo-test     unit tests of hmm-selftests, which need no VM'
 	@echo 'make kunit          KUnit suites, built in and of modules'
 	@echo 'make compare        unpatched and patched kernel, one table'
+	@echo 'make dax            device-dax and fs-dax do not change: DRIVERS=... FILTER="parts of names"'
 	@echo 'make vm             CMD="command", or a shell'
 	@echo 'make check          patches apply, equal the tree, pass checkpatch; BISECT=1 builds each'
 	@echo 'make check-drivers  compiles the users of ZONE_DEVICE memory that no VM has, with sparse'
@@ -57,7 +58,7 @@ kernel-base: tree
 debug-kernel: tree
 	@scripts/kernel debug
 
-.PHONY: vm hmm-tests compare kunit selftests defects cargo-test
+.PHONY: vm hmm-tests compare dax kunit selftests defects cargo-test
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
@@ -82,6 +83,9 @@ cargo-test: tree
 
 compare: kernel kernel-base
 	@scripts/compare.py
+
+dax: kernel kernel-base
+	@scripts/dax.py $(if $(DRIVERS),--drivers '$(DRIVERS)') $(FILTER)
 
 .PHONY: check check-drivers clippy rustdoc export
 check: tree

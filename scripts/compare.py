@@ -8,8 +8,6 @@ not on the patched one, when one of the series' own tests fails, or when the
 patched kernel complains. What fails on the unpatched kernel is listed.
 """
 
-import contextlib
-
 import hmm_tests
 import vm
 from hmm_tests import Run
@@ -56,10 +54,7 @@ def main():
         hmm_tests.run_tests(run, RESULTS)
 
     runs = before + patched
-    with open(RESULTS / "table", "w", encoding="utf-8") as table:
-        with contextlib.redirect_stdout(table):
-            hmm_tests.print_table(runs, ("kernel", "source", "driver", "type"))
-    print((RESULTS / "table").read_text(), end="")
+    hmm_tests.save_table(RESULTS, runs, ("kernel", "source", "driver", "type"))
 
     ok = True
     for old in before:

@@ -55,7 +55,7 @@ def run_c(program, name, memory_type, kernel):
     factor = selftests.DEBUG_TIMEOUT_FACTOR if kernel == "debug" else 1
     arguments = ["--type", memory_type, "--timeout-factor", str(factor), f"{GROUP}.{name}"]
     # The driver may have died, and would not go.
-    command = shlex.join([str(program), *arguments]) + "; exit"
+    command = hmm_tests.with_driver(run, shlex.join([str(program), *arguments]) + "; exit")
     print(f"==> {run.name}: {name}", file=sys.stderr)
     folder = RESULTS / run.name / name
     result, output = hmm_tests.boot(run, command, folder, TIMEOUT * factor, None)
@@ -82,7 +82,7 @@ def judge(result, test):
         return "splat", complaints[:1]
     if test is None:
         return "crash", [result.problem() or "the test did not run"]
-    return selftests.RESULTS.get(test.status.name, "crash"), []
+    return hmm_tests.KTAP_RESULTS.get(test.status.name, "crash"), []
 
 
 def run_rust(tests, memory_type, kernel):

@@ -7,6 +7,7 @@ does not get to the end.
 """
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import re
@@ -28,6 +29,9 @@ LEFT_OUT_ON_DEBUG = "benchmark_*"
 
 RUN = re.compile(r"^#\s+RUN\s+(\S+) \.\.\.")
 VERDICT = re.compile(r"^(ok|not ok) \d+ (\S+)(?: # SKIP (.*))?$")
+# Of KTAP without what hmm-tests add, where tests may be in groups.
+KTAP_VERDICT = re.compile(r"^ *(?:ok|not ok) \d+ (\S+)(?: # SKIP (.*))?$")
+KTAP_RESULTS = {"SUCCESS": "pass", "FAILURE": "fail", "SKIPPED": "skip"}
 
 
 @dataclass
@@ -159,21 +163,25 @@ class Progress:
             print(done, end="", file=sys.stderr, flush=True)
 
 
-def boot(run, command, folder, timeout, on_line):
-    """Boots a VM, loads run's driver, runs the tests' command and unloads the driver.
-
-    Fills in what run says of the whole; returns the VM's result, and the lines printed.
-    """
-    console = folder / "console.log"
+def with_driver(run, command):
+    """The commands that load run's driver, run the tests' command and unload the driver."""
     guest = vm.TOP / "scripts/guest"
     parameters = " ".join(module_parameters(run))
     load = f"{shlex.quote(str(guest / 'load-driver'))} {run.driver} {parameters}"
     unload = f"{shlex.quote(str(guest / 'unload-driver'))} {run.driver}"
-    commands = ["exec 2>&1", f"{load} || exit", command, "status=$?"]
+    commands = [f"{load} || exit", command, "status=$?"]
     if run.kernel != "base":  # whose driver may have died, and would not go
         commands.append(f"{unload} || exit")
-    commands.append("exit $status")
-    result = vm.run(run.kernel, "\n".join(commands), console, timeout, on_line)
+    return "\n".join([*commands, "exit $status"])
+
+
+def boot(run, commands, folder, timeout, on_line, options=()):
+    """Boots a VM for the commands, with more options of the kernel's.
+
+    Fills in what run says of the whole; returns the VM's result, and the lines printed.
+    """
+    console = folder / "console.log"
+    result = vm.run(run.kernel, f"exec 2>&1\n{commands}", console, timeout, on_line, options)
     print(f"\r    done in {result.seconds:.0f} s" + " " * 40, file=sys.stderr)
     output = [line for _, line in result.lines]
     (folder / "ktap").write_text("\n".join(output) + "\n")
@@ -199,7 +207,7 @@ def run_tests(run, results, pattern="*", timeout=TIMEOUT, only=None):
     progress = Progress(run, len(selected))
     print(f"==> hmm-tests: {run.name}, {len(selected)} tests", file=sys.stderr)
     folder = results / (f"{run.name}-again" if only else run.name)
-    command = f"{shlex.quote(str(program))} {tests}"
+    command = with_driver(run, f"{shlex.quote(str(program))} {tests}")
     result, output = boot(run, command, folder, timeout, progress.line)
     if progress.current:
         progress.add(progress.current, "hang" if result.timed_out else "crash", result.seconds)
@@ -216,6 +224,37 @@ def run_tests(run, results, pattern="*", timeout=TIMEOUT, only=None):
     if not run.problem:
         run.problem = ktap.problem(ktap.parse(output, source_tree(run.source)))
     return run
+
+
+def run_ktap(run, commands, folder, timeout, options=(), keep_log=False):
+    """Boots a VM for commands that print KTAP, and fills in run.
+
+    What a test prints is kept if it does not pass, or always.
+    """
+    last = 0.0
+    durations, reasons = {}, {}
+
+    def line(seconds, text):
+        nonlocal last
+        if verdict := KTAP_VERDICT.match(text):
+            durations[verdict[1]] = seconds - last
+            reasons[verdict[1]] = verdict[2]
+            last = seconds
+
+    result, output = boot(run, commands, folder, timeout, line, options)
+    document = ktap.parse(output)
+    for path, test in ktap.cases(document):
+        name = path[-1]
+        outcome = KTAP_RESULTS.get(test.status.name, "crash")
+        detail = test.log if keep_log or outcome != "pass" else []
+        if outcome == "skip":
+            detail = [reasons.get(name)]
+        seconds = round(durations.get(name, 0), 2)
+        run.tests.append({"name": name, "result": outcome, "seconds": seconds, "detail": detail})
+    if not run.problem:
+        run.problem = ktap.problem(document)
+    if not run.problem and result.status and not run.failed():
+        run.problem = "\n".join([f"status {result.status} after the tests:", *output[-5:]])
 
 
 def write_summary(results, runs, ok):
@@ -250,6 +289,14 @@ def print_table(runs, headings, row_name=test_name):
     passed = [sum(t["result"] == "pass" for t in run.tests) for run in runs]
     line("passed", [f"{count}/{len(run.tests)}" for count, run in zip(passed, runs)])
     line("kernel splats", [str(len(run.splats)) for run in runs])
+
+
+def save_table(results, *table):
+    """Prints the table, also to the results folder."""
+    with open(results / "table", "w", encoding="utf-8") as file:
+        with contextlib.redirect_stdout(file):
+            print_table(*table)
+    print((results / "table").read_text(), end="")
 
 
 def print_failures(runs):

@@ -15,7 +15,7 @@ linux=$build/linux		# git tree: tag base, branch series
 linux_base=$build/linux-base	# worktree of base, for the unpatched kernel
 linux_scratch=$build/linux-scratch # worktree to apply patches and build commits in
 patches=$top/patches
-export PATH=$build/venv/bin:$cache/bindgen/bin:$PATH
+export PATH=$build/venv/bin:$cache/bindgen/bin:$cache/fsx/bin:$PATH
 
 # The user's git settings (signatures, hooks, formats) are not for our trees.
 if command -v git >/dev/null; then

@@ -7,14 +7,12 @@ does not get to the end.
 """
 
 import argparse
-import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import hmm_tests
-import ktap
 import vm
 from hmm_tests import DRIVERS, Run
 
@@ -22,9 +20,6 @@ TYPES = hmm_tests.TYPES["series"]
 TIMEOUT = 900  # seconds for all tests of a type
 # A debug kernel is that much slower.
 DEBUG_TIMEOUT_FACTOR = 4
-
-VERDICT = re.compile(r"^ {4}(?:ok|not ok) \d+ (\S+)(?: # SKIP (.*))?$")
-RESULTS = {"SUCCESS": "pass", "FAILURE": "fail", "SKIPPED": "skip"}
 
 
 def build():
@@ -40,32 +35,10 @@ def run_tests(run, results, arguments, timeout):
     if run.kernel == "debug":
         timeout *= DEBUG_TIMEOUT_FACTOR
         arguments += ["--timeout-factor", str(DEBUG_TIMEOUT_FACTOR)]
-    last = 0.0
-    durations, reasons = {}, {}
-
-    def line(seconds, text):
-        nonlocal last
-        if verdict := VERDICT.match(text):
-            durations[verdict[1]] = seconds - last
-            reasons[verdict[1]] = verdict[2]
-            last = seconds
-
     print(f"==> hmm-selftests: {run.name}", file=sys.stderr)
     command = shlex.join([str(build()), *arguments])
-    result, output = hmm_tests.boot(run, command, results / run.name, timeout, line)
-    document = ktap.parse(output)
-    for path, test in ktap.cases(document):
-        name = path[-1]
-        outcome = RESULTS.get(test.status.name, "crash")
-        detail = {"pass": [], "skip": [reasons.get(name)]}.get(outcome, test.log)
-        seconds = round(durations.get(name, 0), 2)
-        run.tests.append(
-            {"name": name, "result": outcome, "seconds": seconds, "detail": detail}
-        )
-    if not run.problem:
-        run.problem = ktap.problem(document)
-    if not run.problem and result.status and not run.failed():
-        run.problem = "\n".join([f"status {result.status} after the tests:", *output[-5:]])
+    commands = hmm_tests.with_driver(run, command)
+    hmm_tests.run_ktap(run, commands, results / run.name, timeout)
 
 
 def main():

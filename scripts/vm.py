@@ -34,6 +34,8 @@ CMDLINE = [
     "nokaslr",  # its parser of memmap= does not know '%'
     f"memmap={SPM_DEVICES * SPM_DEVICE_SIZE >> 20}M%{SPM_START:#x}-1+0xefffffff",
     "ignore_loglevel",
+    # udev would load it for the SPM, and device-dax take that from the test drivers.
+    "modprobe.blacklist=dax_hmem",
 ]
 # Emulated string instructions are slower than the kernel's unrolled loops.
 CMDLINE_WITHOUT_KVM = ["clearcpuid=rep_good,erms,fsrm,fsrs"]
@@ -95,7 +97,7 @@ def kernel_image(flavour):
     return images[-1]
 
 
-def vng_command(flavour):
+def vng_command(flavour, options=()):
     if not shutil.which("qemu-system-x86_64"):
         raise VmError("no qemu-system-x86_64: run 'make deps'")
     vng = shutil.which("vng", path=f"{BUILD}/venv/bin:{os.environ['PATH']}")
@@ -106,7 +108,7 @@ def vng_command(flavour):
     if not kvm:
         command += ["--disable-kvm"]
     command += ["--run", str(kernel_image(flavour))]
-    for option in CMDLINE + ([] if kvm else CMDLINE_WITHOUT_KVM):
+    for option in [*CMDLINE, *([] if kvm else CMDLINE_WITHOUT_KVM), *options]:
         command += ["--append", option]
     return command
 
@@ -147,15 +149,18 @@ def end_on_signal(number, _frame):
     sys.exit(128 + number)
 
 
-def run(flavour, command, console_log, timeout, on_line=None):
-    """Runs a shell command in a VM; calls on_line(seconds, line) as it prints."""
+def run(flavour, command, console_log, timeout, on_line=None, options=()):
+    """Runs a shell command in a VM; calls on_line(seconds, line) as it prints.
+
+    options are for the kernel's command line.
+    """
     console_log = Path(console_log)
     console_log.parent.mkdir(parents=True, exist_ok=True)
     # By a script: the kernel's command line has no room for a long command.
     script = console_log.parent / "command.sh"
     exports = " ".join(f"SPM_ADDR_DEV{i}={addr:#x}" for i, addr in enumerate(SPM_ADDRS))
     script.write_text(f"export {exports}\n{command}\n")
-    argv = vng_command(flavour) + ["--exec", f"bash {shlex.quote(str(script.resolve()))}"]
+    argv = vng_command(flavour, options) + ["--exec", f"bash {shlex.quote(str(script.resolve()))}"]
     result = Result()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end_on_signal)
