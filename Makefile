@@ -22,7 +22,7 @@ help:
 	@echo 'make run            install what is missing, build, boot, run hmm-tests and'
 	@echo '                    hmm-selftests on managed generic memory'
 	@echo 'make test           everything that CI runs: check, check-drivers, cargo-test, kunit,'
-	@echo '                    compare, selftests, clippy, rustdoc'
+	@echo '                    compare, selftests, dax, clippy, rustdoc'
 	@echo 'make deps           install what is missing'
 	@echo 'make tree           build/linux: base kernel and series, KERNEL=/path for your tree'
 	@echo 'make kernel         build/kernel, the patched kernel'
