@@ -240,6 +240,8 @@ def run_ktap(run, commands, folder, timeout, options=(), keep_log=False):
             durations[verdict[1]] = seconds - last
             reasons[verdict[1]] = verdict[2]
             last = seconds
+        elif not last and text == "KTAP version 1":  # booted
+            last = seconds
 
     result, output = boot(run, commands, folder, timeout, line, options)
     document = ktap.parse(output)

@@ -19,8 +19,9 @@ use nix::unistd::{ForkResult, Pid, fork, pipe};
 use crate::fail;
 use crate::failure::{Context, Failure, Result};
 
-/// How long one process waits for another before it takes that one for dead.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long one process waits for another before it takes that one for dead. Longer than
+/// most tests may take: debug kernels are slow.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A forked child that runs a part of the test; killed when dropped.
 #[derive(Debug)]
