@@ -1152,4 +1152,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    STATUS = main()
+    sys.stdout.flush()
+    # Without waiting for children, one of which may hang.
+    os._exit(STATUS)

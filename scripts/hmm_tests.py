@@ -247,6 +247,8 @@ def run_ktap(run, commands, folder, timeout, options=(), keep_log=False):
     document = ktap.parse(output)
     for path, test in ktap.cases(document):
         name = path[-1]
+        if not name:  # of the plan, and was not run; ktap.problem() says so
+            continue
         outcome = KTAP_RESULTS.get(test.status.name, "crash")
         detail = test.log if keep_log or outcome != "pass" else []
         if outcome == "skip":
