@@ -442,8 +442,7 @@ impl DmaDevice {
         // to, and such a page.
         unsafe {
             let device = &raw mut (*self.0).dev;
-            let address =
-                bindings::dma_map_page_attrs(device, page.0, 0, PAGE_SIZE, DIRECTION, 0);
+            let address = bindings::dma_map_page_attrs(device, page.0, 0, PAGE_SIZE, DIRECTION, 0);
             to_result(bindings::dma_mapping_error(device, address))?;
             bindings::dma_unmap_page_attrs(device, address, PAGE_SIZE, DIRECTION, 0);
         }
