@@ -198,6 +198,19 @@ impl Gate {
     }
 }
 
+/// Keeps this process and its children on one CPU: pages cannot be migrated while another
+/// CPU is about to move them between the lists of reclaim, as after `MADV_FREE`, and
+/// nobody tells it to go on.
+pub fn stay_on_one_cpu() -> Result {
+    let allowed = sched_getaffinity(Pid::this())?;
+    let is_allowed = |&cpu: &usize| allowed.is_set(cpu) == Ok(true);
+    let first = (0..CpuSet::count()).find(is_allowed).expect("it runs on one");
+    let mut one = CpuSet::new();
+    one.set(first)?;
+    sched_setaffinity(Pid::this(), &one)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,17 +277,4 @@ mod tests {
         done.pass().unwrap();
         child.join().unwrap();
     }
-}
-
-/// Keeps this process and its children on one CPU: pages cannot be migrated while another
-/// CPU is about to move them between the lists of reclaim, as after `MADV_FREE`, and
-/// nobody tells it to go on.
-pub fn stay_on_one_cpu() -> Result {
-    let allowed = sched_getaffinity(Pid::this())?;
-    let is_allowed = |&cpu: &usize| allowed.is_set(cpu) == Ok(true);
-    let first = (0..CpuSet::count()).find(is_allowed).expect("it runs on one");
-    let mut one = CpuSet::new();
-    one.set(first)?;
-    sched_setaffinity(Pid::this(), &one)?;
-    Ok(())
 }
