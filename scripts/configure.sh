@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by kernel and check-drivers: configures a kernel from the fragments in
-# config/ and fails when an option asked for is not set.
+# config/ and fails when an option asked for is not set. The unpatched kernel's tree is
+# made here, as it is needed by few.
 # shellcheck disable=SC2154
 
 # The options that the fragments ask for and that .config does not have.
@@ -20,6 +21,11 @@ unset_options() { # .config, fragment...
 configure() { # flavour, fragment...
 	local flavour=$1 dir log missing
 	shift
+	case $flavour in
+	base|base-drivers)
+		[ -d "$linux_base" ] ||
+			git -C "$linux" worktree add --quiet --detach "$linux_base" base ;;
+	esac
 	dir=$(kernel_dir "$flavour")
 	log=$build/log/config-$flavour
 	mkdir -p "$dir"
