@@ -89,7 +89,7 @@ impl PageMapOps for Memory {
 
 impl Memory {
     /// Has all that was collected migrated to system memory.
-    fn set_dsts_in_system(&self, pages: &mut Collected<'_>) -> Result {
+    pub(crate) fn set_dsts_in_system(&self, pages: &mut Collected<'_>) -> Result {
         for index in 0..pages.len() {
             let source = pages.source(index);
             let Some(page) = source.page() else {

@@ -172,17 +172,34 @@ mod tests {
 
     #[test]
     #[cfg(CONFIG_MEMORY_FAILURE)]
-    fn a_broken_page_stays_broken() -> Result {
+    fn memory_failure_of_a_free_page() -> Result {
         use kernel::bindings::pageflags_PG_hwpoison as PG_HWPOISON;
 
-        for memory_type in [PRIVATE, COHERENT, GENERIC] {
+        for memory_type in [COHERENT, GENERIC] {
             let map = RawPageMap::new(Settings::managed(memory_type))?;
             let page = map.page(0);
-            map.set_flag(0, PG_HWPOISON);
+            kunit_expect_eq!(map.memory_failure(0), Ok(()));
+            kunit_expect!(page.has_flag(PG_HWPOISON));
+            kunit_expect!(!map.page(1).has_flag(PG_HWPOISON));
+            kunit_expect_eq!(map.memory_failure(0), Err(EHWPOISON));
+
+            // It is for the driver to keep the page, which stays broken.
             drop(map.init_folio(0));
             kunit_expect!(page.has_flag(PG_HWPOISON));
+            kunit_expect_eq!(page.ref_count(), 0);
             map.clear_flag(0, PG_HWPOISON);
         }
+        Ok(())
+    }
+
+    #[test]
+    #[cfg(CONFIG_MEMORY_FAILURE)]
+    fn memory_failure_of_what_the_cpu_cannot_address() -> Result {
+        use kernel::bindings::pageflags_PG_hwpoison as PG_HWPOISON;
+
+        let map = RawPageMap::new(Settings::managed(PRIVATE))?;
+        kunit_expect_eq!(map.memory_failure(0), Err(ENXIO));
+        kunit_expect!(!map.page(0).has_flag(PG_HWPOISON));
         Ok(())
     }
 }

@@ -398,18 +398,72 @@ mod tests {
 
     #[test]
     #[cfg(CONFIG_MEMORY_FAILURE)]
-    fn broken_memory_is_refused() -> Result {
+    fn memory_failure_of_a_page_in_use() -> Result {
         for_each_type(|memory_type, device| {
             let memory = user_memory()?;
             fill(&memory, 0..NR_PAGES, 1)?;
             device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
             let folio = reference(&memory, Select::device(device.owner()))?;
             // Private memory is not the CPU's to find broken.
-            if memory_type != MemoryType::Private {
-                let result = raw::memory_failure(&folio);
-                kunit_expect_eq!(result, Err(ENXIO), "of type {memory_type:?}");
-                kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, 1)?, 0);
+            let (result, contents) = match memory_type {
+                MemoryType::Private => (Err(ENXIO), Ok(0)),
+                _ => (Ok(()), Err(EFAULT)),
+            };
+            kunit_expect_eq!(
+                raw::memory_failure(&folio),
+                result,
+                "of type {memory_type:?}"
+            );
+            drop(folio);
+            kunit_expect_eq!(nr_changed(&memory, 0..1, 1), contents);
+            kunit_expect_eq!(nr_changed(&memory, 1..NR_PAGES, 1), Ok(0));
+            Ok(())
+        })
+    }
+
+    #[test]
+    #[cfg(CONFIG_MEMORY_FAILURE)]
+    fn broken_memory_is_not_migrated_to() -> Result {
+        for_each_type(|memory_type, device| {
+            let memory = user_memory()?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            let mut buffer = MigrateBuffer::new(NR_PAGES, GFP_KERNEL)?;
+            let mmap = memory.mm().mmap_read_lock();
+            let range = addresses(&memory, 0..NR_PAGES);
+            let mut pages = Collected::from_range(&mmap, range, Select::system(), &mut buffer)?;
+            for index in 0..NR_PAGES {
+                let folio = device.copy_to_device(&pages, index, 0)?;
+                if index == 1 {
+                    raw::set_broken(&folio);
+                }
+                pages.set_dst(index, folio, true)?;
             }
+            let nr_migrated = pages.migrate().nr_migrated();
+            drop(mmap);
+            kunit_expect_eq!(nr_migrated, NR_PAGES - 1, "of type {memory_type:?}");
+            kunit_expect_eq!(device.nr_freed(), 1);
+            kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, 1)?, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
+    #[cfg(CONFIG_MEMORY_FAILURE)]
+    fn broken_memory_is_not_migrated_from() -> Result {
+        for_each_type(|memory_type, device| {
+            let memory = user_memory()?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
+            let mut buffer = MigrateBuffer::new(NR_PAGES, GFP_KERNEL)?;
+            let mmap = memory.mm().mmap_read_lock();
+            let range = addresses(&memory, 0..NR_PAGES);
+            let select = Select::device(device.owner());
+            let mut pages = Collected::from_range(&mmap, range, select, &mut buffer)?;
+            let broken = pages.source(1).page().ok_or(EINVAL)?;
+            raw::set_broken(broken.folio());
+            device.map().data().set_dsts_in_system(&mut pages)?;
+            let nr_migrated = pages.migrate().nr_migrated();
+            kunit_expect_eq!(nr_migrated, NR_PAGES - 1, "of type {memory_type:?}");
             Ok(())
         })
     }

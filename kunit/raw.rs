@@ -248,6 +248,14 @@ impl RawPageMap {
         unsafe { bindings::folio_put(self.page(index).folio()) };
     }
 
+    /// Tells core mm that a page is broken, as machine check handlers do.
+    #[cfg(CONFIG_MEMORY_FAILURE)]
+    pub(crate) fn memory_failure(&self, index: usize) -> Result {
+        let flags = bindings::mf_flags_MF_SW_SIMULATED;
+        // SAFETY: Any page frame number will do. This thread may sleep.
+        to_result(unsafe { bindings::memory_failure(self.page(index).pfn(), flags as i32) })
+    }
+
     /// Sets a flag of a page, as its users do.
     pub(crate) fn set_flag(&self, index: usize, flag: bindings::pageflags) {
         // SAFETY: This is a page of the test's own.
@@ -328,6 +336,12 @@ impl<'a> RawPage<'a> {
 
     fn folio(self) -> *mut bindings::folio {
         self.0.cast()
+    }
+
+    #[cfg(CONFIG_MEMORY_FAILURE)]
+    fn pfn(self) -> usize {
+        // SAFETY: By the type invariants there is such a page.
+        unsafe { bindings::page_to_pfn(self.0) }
     }
 
     pub(crate) fn is_zone_device(self) -> bool {
@@ -476,6 +490,15 @@ pub(crate) fn collect_and_finalize<T: PageMapOps, const N: usize>(
         bindings::migrate_device_finalize(src.as_mut_ptr(), dst.as_mut_ptr(), N);
         Ok(entries)
     }
+}
+
+/// Marks the page of a folio as broken, as memory_failure() does before it needs the folio lock.
+#[cfg(CONFIG_MEMORY_FAILURE)]
+pub(crate) fn set_broken(folio: &Folio) {
+    let page = RawPage::of(folio).0;
+    // SAFETY: There is a reference on the folio, so the page exists. The caller has it locked, and
+    // no test has anybody else change the flags of such a page.
+    unsafe { (*page).flags.f |= 1 << bindings::pageflags_PG_hwpoison };
 }
 
 /// Says that the memory of the page of a folio is broken, as a test of user space does.

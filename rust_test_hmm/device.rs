@@ -158,11 +158,16 @@ impl Device {
         owner: &Arc<Owner>,
         backing: &mut KVec<OwnedFolio>,
     ) -> Result<LockedFolio> {
-        let (map, page) = self.pool.take(order, owner, backing).ok_or(ENOMEM)?;
-        map.init_folio(page, order).inspect_err(|_| {
-            self.pool
-                .put(map.data().number(), page..page + (1 << order))
-        })
+        loop {
+            let (map, page) = self.pool.take(order, owner, backing).ok_or(ENOMEM)?;
+            let number = map.data().number();
+            let pages = page..page + (1 << order);
+            match map.init_folio(page, order) {
+                // There may have been no error yet when it was put into the pool.
+                Err(EHWPOISON) => self.pool.discard(number, pages),
+                result => return result.inspect_err(|_| self.pool.put(number, pages)),
+            }
+        }
     }
 
     /// Allocates the memory of `nr_pages` device-private pages.

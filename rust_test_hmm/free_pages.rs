@@ -21,11 +21,14 @@ pub(crate) const BLOCK_PAGES: usize = PMD_PAGES;
 /// stay free. What is put back makes a block whole again by itself.
 pub(crate) struct FreePages {
     free: BitmapVec,
+    /// Pages that were taken, and will not be put back.
+    discarded: BitmapVec,
     /// Number of free pages by block.
     free_in_block: KVec<usize>,
     /// The block of which the last single page was taken.
     current: usize,
     nr_free: usize,
+    nr_discarded: usize,
 }
 
 impl FreePages {
@@ -40,9 +43,11 @@ impl FreePages {
         }
         Ok(Self {
             free,
+            discarded: BitmapVec::new(nr_pages, GFP_KERNEL)?,
             free_in_block: KVec::from_elem(BLOCK_PAGES, nr_pages / BLOCK_PAGES, GFP_KERNEL)?,
             current: 0,
             nr_free: nr_pages,
+            nr_discarded: 0,
         })
     }
 
@@ -56,9 +61,9 @@ impl FreePages {
         self.nr_free
     }
 
-    /// Returns the number of pages that were taken.
+    /// Returns the number of pages that were taken and may be put back.
     pub(crate) fn nr_in_use(&self) -> usize {
-        self.free.len() - self.nr_free
+        self.free.len() - self.nr_free - self.nr_discarded
     }
 
     /// Takes a page, or a block if `order` is [`PMD_ORDER`], and returns the index of its first
@@ -91,12 +96,24 @@ impl FreePages {
         }
     }
 
-    /// Returns the first page from `start` on that is in use.
-    pub(crate) fn next_in_use(&self, start: usize) -> Option<usize> {
-        if start >= self.free.len() {
-            return None;
+    /// Does without pages that were taken.
+    pub(crate) fn discard(&mut self, pages: Range<usize>) {
+        self.nr_discarded += pages.len();
+        for page in pages {
+            self.discarded.set_bit(page);
         }
-        self.free.next_zero_bit(start)
+    }
+
+    /// Returns the first page from `start` on that is in use.
+    pub(crate) fn next_in_use(&self, mut start: usize) -> Option<usize> {
+        while start < self.free.len() {
+            let page = self.free.next_zero_bit(start)?;
+            if self.discarded.next_bit(page) != Some(page) {
+                return Some(page);
+            }
+            start = page + 1;
+        }
+        None
     }
 
     fn partial_block(&self) -> Option<usize> {
@@ -181,6 +198,23 @@ mod tests {
         assert_eq!(pages.next_in_use(second), Some(second));
         assert_eq!(pages.next_in_use(second + 1), None);
         assert_eq!(pages.next_in_use(BLOCK_PAGES), None);
+        Ok(())
+    }
+
+    #[test]
+    fn discarded_pages_do_not_come_back() -> Result {
+        let mut pages = FreePages::new(BLOCK_PAGES)?;
+        let first = pages.take(0).ok_or(ENOMEM)?;
+        let second = pages.take(0).ok_or(ENOMEM)?;
+        pages.discard(first..first + 1);
+        assert_eq!(pages.nr_in_use(), 1);
+        assert_eq!(pages.next_in_use(0), Some(second));
+        pages.put(second..second + 1);
+        assert_eq!(pages.nr_in_use(), 0);
+        assert_eq!(pages.next_in_use(0), None);
+        assert_eq!(pages.nr_free(), BLOCK_PAGES - 1);
+        assert_eq!(pages.take(PMD_ORDER), None);
+        assert_eq!(pages.take(0), Some(second));
         Ok(())
     }
 

@@ -309,6 +309,18 @@ impl Pool {
         }
     }
 
+    /// Leaves the pages of a folio that could not be initialised out from now on.
+    ///
+    /// They are of memory that the CPU can address, so nothing is behind them.
+    pub(crate) fn discard(&self, number: usize, pages: Range<usize>) {
+        let mut state = self.state.lock();
+
+        state.unlink(PageIndex::new(number, pages.start));
+        if let Some(chunk) = state.chunks[number].as_mut() {
+            chunk.free.discard(pages);
+        }
+    }
+
     /// Lists what was split off a folio for the owner of the rest.
     fn split(&self, number: usize, head: usize, pages: Range<usize>) {
         let mut state = self.state.lock();
