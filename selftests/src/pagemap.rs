@@ -18,6 +18,7 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const FILE_OR_SHARED: u64 = 1 << 61;
 const EXCLUSIVE: u64 = 1 << 56;
+const PFN: u64 = (1 << 55) - 1;
 
 /// One page's entry in `/proc/self/pagemap`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,11 @@ impl Entry {
     /// The page belongs to a file or to shared memory.
     pub fn is_file_or_shared(self) -> bool {
         self.0 & FILE_OR_SHARED != 0
+    }
+
+    /// Page frame number of a page that is present; root only.
+    pub fn pfn(self) -> u64 {
+        self.0 & PFN
     }
 
     /// Nobody else maps the page.

@@ -26,13 +26,13 @@ pub const TESTS: &[Test] = &[
     test!(exited_with_everything),
     test!(closed),
     test!(closed_by_last),
-    test!(other_file_closed).except(&[Exception::c(DEFECT_22)]),
+    test!(other_file_closed).except(&[Exception::unpatched(DEFECT_22)]),
     test!(opened_and_closed),
     test!(passed_to_parent),
     test!(all_memory_back).only(&[MemoryType::Coherent, MemoryType::Generic]).timeout(120),
 ];
 
-/// Why a test is skipped with `test_hmm`.
+/// Why a test is skipped with an unpatched `test_hmm`.
 const DEFECT_22: &str = "defect 22 of test_hmm: closing any file evicts the pages of all";
 
 const COUNT: usize = 40;

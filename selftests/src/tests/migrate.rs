@@ -3,6 +3,7 @@
 
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags};
+use nix::sys::signal::Signal;
 
 use super::support::{
     device_writes, ensure_device_reads, ensure_snapshot, ensure_snapshots, migrate, migrate_back,
@@ -11,8 +12,9 @@ use super::support::{
 use super::{Context, Test};
 use crate::failure::Result;
 use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE};
+use crate::process::Child;
 use crate::uapi::{MemoryType, prot};
-use crate::{ensure, ensure_eq, ensure_errno, fail, pattern, test};
+use crate::{ensure, ensure_eq, ensure_errno, fail, pagemap, pattern, test};
 
 /// The group's tests.
 pub const TESTS: &[Test] = &[
@@ -44,7 +46,7 @@ pub const TESTS: &[Test] = &[
     test!(discarded_on_device),
     test!(freed_lazily),
     test!(locked),
-    test!(poisoned).only(CPU_ACCESSIBLE),
+    test!(poisoned),
     test!(fail_alloc_to_device),
     test!(fail_alloc_to_system),
     test!(fail_alloc_in_fault).only(&[MemoryType::Private]),
@@ -531,15 +533,42 @@ fn mlocked_pages() -> Result<usize> {
     Ok(kb.parse::<usize>()? * 1024 / PAGE_SIZE)
 }
 
-/// Memory failure of device memory is not handled, but does no harm.
+/// A memory error hits who uses the page, and nothing else: other pages stay on the
+/// device, and the broken one is not used again. A private page comes back first.
 fn poisoned(ctx: &mut Context) -> Result {
-    let device = ctx.device(0)?;
+    const BROKEN: usize = 3;
+    // The page is lost for good, and `exhausted` wants all those of the first device.
+    let device = ctx.device(1)?;
     let mapping = filled(COUNT, 1)?;
     migrate(&device, &mapping, 0..COUNT, 1)?;
-    ensure_errno!(mapping.madvise(3..4, MmapAdvise::MADV_HWPOISON), Errno::ENXIO);
-    ensure_snapshot(&device, mapping.all(), ctx.local_write())?;
-    mapping.check(0..COUNT, 1)?;
-    migrate_back(&device, mapping.all(), COUNT as u64)
+    let broken = mapping.pages(BROKEN..BROKEN + 1);
+    let entry = pagemap::entries(broken)?[0];
+
+    // Who meets the error gets a signal, which the handler of Rust's runtime lets pass once.
+    let finder = Child::fork(|| {
+        mapping.madvise(BROKEN..BROKEN + 1, MmapAdvise::MADV_HWPOISON)?;
+        Ok(mapping.check(BROKEN..BROKEN + 1, 1)?)
+    })?;
+    ensure_eq!(finder.join_killed()?, Signal::SIGBUS);
+    ensure_errno!(device.read(broken), Errno::EFAULT);
+    ensure_errno!(device.write(broken, &pattern::pages(0, 1, 2)), Errno::EFAULT);
+    ensure_snapshot(&device, mapping.pages(0..BROKEN), ctx.local_read())?;
+    ensure_snapshot(&device, mapping.pages(BROKEN + 1..COUNT), ctx.local_read())?;
+    migrate_back(&device, mapping.all(), COUNT as u64 - 1)?;
+    let child = Child::fork(|| mapping.check(BROKEN..BROKEN + 1, 1).map_err(Into::into))?;
+    ensure_eq!(child.join_killed()?, Signal::SIGBUS);
+    mapping.check(0..BROKEN, 1)?;
+    mapping.check(BROKEN + 1..COUNT, 1)?;
+
+    for generation in 1..=2 {
+        let other = filled(HUGE_PAGES, generation)?;
+        migrate(&device, &other, 0..HUGE_PAGES, generation)?;
+        let used = pagemap::entries(other.all())?;
+        let again = used.iter().any(|used| used.is_present() && used.pfn() == entry.pfn());
+        ensure!(!(entry.is_present() && again), "page frame {:#x} is used again", entry.pfn());
+        device.release()?;
+    }
+    Ok(())
 }
 
 /// One page is not migrated, the first.

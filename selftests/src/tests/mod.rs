@@ -121,12 +121,6 @@ impl Exception {
         Self { drivers, types: &[MemoryType::Private], reason }
     }
 
-    /// With `test_hmm`, patched or not, and any memory.
-    pub const fn c(reason: &'static str) -> Self {
-        let drivers = &[Driver::C, Driver::UnpatchedC];
-        Self { drivers, types: MemoryType::ALL, reason }
-    }
-
     /// With `test_hmm` of an unpatched kernel.
     pub const fn unpatched(reason: &'static str) -> Self {
         Self { drivers: &[Driver::UnpatchedC], types: MemoryType::ALL, reason }

@@ -16,11 +16,11 @@ use crate::{pattern, test};
 
 /// The group's tests.
 pub const TESTS: &[Test] = &[
-    test!(forked_pages_of_two_processes).except(&[Exception::c_private(DEFECT_5)]),
-    test!(huge_forked_pages_of_two_processes).except(&[Exception::c_private(DEFECT_5)]),
+    test!(forked_pages_of_two_processes).except(&[Exception::unpatched(DEFECT_5)]),
+    test!(huge_forked_pages_of_two_processes).except(&[Exception::unpatched(DEFECT_5)]),
     test!(threads_against_each_other),
     test!(cpu_against_device),
-    test!(own_memory_of_many_processes).except(&[Exception::c_private(DEFECT_5)]),
+    test!(own_memory_of_many_processes).except(&[Exception::unpatched(DEFECT_5)]),
 ];
 
 /// How long each of them goes on.

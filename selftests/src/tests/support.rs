@@ -15,7 +15,7 @@ use crate::memory::{Mapping, Pages};
 use crate::pattern;
 use crate::uapi::prot;
 
-/// Why a test is skipped with `test_hmm`.
+/// Why a test is skipped with an unpatched `test_hmm`.
 pub const DEFECT_5: &str = "defect 5 of test_hmm: it frees closed files that are still in use";
 
 impl Context {
@@ -38,7 +38,7 @@ impl Context {
     /// What migrating `huge_pages` whole huge pages of this device's memory back counts,
     /// `small_pages` each.
     pub fn counts_of_huge(&self, huge_pages: usize, small_pages: usize) -> u64 {
-        let one_each = self.driver != Driver::Rust && !self.memory_type.is_cpu_accessible();
+        let one_each = self.driver == Driver::UnpatchedC && !self.memory_type.is_cpu_accessible();
         (huge_pages * if one_each { 1 } else { small_pages }) as u64
     }
 }
