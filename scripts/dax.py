@@ -25,6 +25,8 @@ TIMEOUT = 600  # seconds for a boot
 PMEM_SIZE, PMEM_GAP = 384 << 20, 64 << 20
 PMEM_START = vm.SPM_START + vm.SPM_DEVICES * vm.SPM_DEVICE_SIZE
 PMEM = [f"memmap={PMEM_SIZE:#x}!{start:#x}" for start in (PMEM_START, PMEM_START + PMEM_SIZE + PMEM_GAP)]
+# For the one test of VFIO, which is that of a bug.
+VFIO_TEST, VFIO_DEVICES = "bugs.vfio", ("intel-iommu", "edu")
 
 
 def tools_path():
@@ -33,14 +35,16 @@ def tools_path():
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def run_tests(run, only):
+def run_tests(run, only, results=RESULTS):
     print(f"==> dax: {run.name}", file=sys.stderr)
     program = vm.TOP / "scripts/dax_tests.py"
     python = ["env", f"PATH={tools_path()}", "python3", "-B"]
     command = shlex.join([*python, str(program), run.driver, *only])
     # Ends with the first crash, after which a process may hang.
     options = [*PMEM, "oops=panic", "panic=-1"]
-    hmm_tests.run_ktap(run, command, RESULTS / run.name, TIMEOUT, options, keep_log=True)
+    devices = VFIO_DEVICES if VFIO_TEST in only else ()
+    folder = results / run.name
+    hmm_tests.run_ktap(run, command, folder, TIMEOUT, options, devices, keep_log=True)
 
 
 def merge(kernel, runs):

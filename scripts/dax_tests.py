@@ -7,6 +7,9 @@ dax_hmem is device-dax on special-purpose memory, dax_pmem on persistent memory;
 ext4 and xfs are mounted with -o dax=always on persistent memory. It all overwrites
 /dev/pmem0 and /dev/pmem1.
 
+Tests of bugs of v7.3, "bugs.", run only when asked for: after one the kernel may be in
+no state for another.
+
 What a test finds out without expecting it, such as reference counts, it prints as a
 diagnostic: dax.py compares that, too. So nothing is printed there that differs from
 run to run.
@@ -684,6 +687,162 @@ DEVICE_TESTS = [
 ]
 
 
+# Bugs
+
+
+def bug_mmap_unbound(dev):
+    """A device without a driver cannot be mapped by who has it open, nor be opened again."""
+    file = os.open(dev.path, os.O_RDWR)
+    dev.unbind()
+    address = libc.mmap(None, 4 * MB, mmap.PROT_READ, mmap.MAP_SHARED, file, 0)
+    equal(address, MAP_FAILED, "mapping a file opened before")
+    equal(error_of(dev.map), "ENXIO", "opening and mapping it")
+    os.close(file)
+    dev.bind()
+    dev.map().close()
+
+
+def bug_rebind_open(dev):
+    """A file that was open while the driver was unbound and bound again is no more than
+    one file: it can be closed, and the device be opened and unbound."""
+    data = pattern(2 * MB, 9)
+    with dev.map() as mapping:
+        mapping.data[: 2 * MB] = data
+    file = os.open(dev.path, os.O_RDWR)
+    dev.unbind()
+    dev.bind()
+    with dev.map(length=2 * MB) as mapping:
+        equal(digest(mapping.data), digest(data), "data after binding again")
+    os.close(file)
+    errors = [error_of(lambda: dev.map().close()) for _ in range(2)]
+    dev.unbind()
+    dev.bind()
+    equal(errors, [None] * 2, "mapping it after the old file was closed")
+    with dev.map(length=2 * MB) as mapping:
+        equal(digest(mapping.data), digest(data), "data at the end")
+
+
+def bug_unbind_pinned(dev):
+    """Unbinding the driver waits for a long-term pin, and the pages stay what they were."""
+    data = pattern(2 * MB, 10)
+    with GupTest() as gup:
+        with dev.map() as mapping:
+            mapping.data[: 2 * MB] = data
+            gup.pin(mapping, length=2 * MB)
+        process = Child(dev.unbind)
+        process.process.join(MUST_NOT)
+        waiting = process.running()
+        note(f"waits: {waiting}")
+        gup.unpin()
+        process.result()
+    check(waiting, "it did not wait for the pinned pages")
+    dev.bind()
+    with dev.map() as mapping:
+        equal(digest(mapping.data[: 2 * MB]), digest(data), "data after binding again")
+
+
+def bug_unbind_region_pinned(dev):
+    """Unbinding the driver of the whole region waits for a long-term pin, too, and does
+    not block whoever uses the region's files meanwhile for ever."""
+    if dev.driver != "dax_hmem":
+        raise Skip("devices cannot be deleted from the region")
+    region = dev.sysfs.resolve().parent
+    driver = (region / "driver").resolve()
+    with GupTest() as gup:
+        with dev.map() as mapping:
+            gup.pin(mapping, length=2 * MB)
+        unbind = Child(write_sysfs, driver / "unbind", region.name)
+        unbind.process.join(MUST_NOT)
+        delete = Child(error_of, write_sysfs, region / "dax_region/delete", dev.sysfs.name)
+        delete.process.join(MUST_NOT)
+        waiting = unbind.running()
+        note(f"waits: {waiting}")
+        gup.unpin()
+        unbind.result()
+        equal(delete.result(), "ENODEV", "deleting a device meanwhile")
+    check(waiting, "it did not wait for the pinned pages")
+    write_sysfs(driver / "bind", region.name)
+    until(dev.path.exists, f"{dev.path} is there")
+    dev.map().close()
+
+
+class Vfio:
+    """A container of VFIO with QEMU's educational PCI device, which needs an IOMMU."""
+
+    EDU = ("0x1234", "0x11e8")
+    SET_IOMMU, SET_CONTAINER, MAP_DMA, UNMAP_DMA = (ord(";") << 8 | 100 + number for number in (2, 4, 13, 14))
+    TYPE1V2, READ, WRITE = 3, 1, 2
+    # Anywhere but in what x86 reserves for interrupts.
+    ADDRESS = 1 << 30
+
+    def __init__(self):
+        # QEMU's IOMMU can be without what this wants for interrupts.
+        run("modprobe", "vfio_iommu_type1", "allow_unsafe_interrupts=1")
+        run("modprobe", "vfio-pci")
+        device = self.find()
+        write_sysfs(device / "driver_override", "vfio-pci")
+        write_sysfs("/sys/bus/pci/drivers_probe", device.name)
+        group = Path("/dev/vfio") / (device / "iommu_group").resolve().name
+        until(group.exists, f"{group} is there")
+        self.container = os.open("/dev/vfio/vfio", os.O_RDWR)
+        self.group = os.open(group, os.O_RDWR)
+        fcntl.ioctl(self.group, self.SET_CONTAINER, struct.pack("i", self.container))
+        fcntl.ioctl(self.container, self.SET_IOMMU, self.TYPE1V2)
+
+    def find(self):
+        for device in Path("/sys/bus/pci/devices").iterdir():
+            if tuple((device / name).read_text().strip() for name in ("vendor", "device")) == self.EDU:
+                check((device / "iommu_group").exists(), f"{device.name} is in no IOMMU group")
+                return device
+        raise Failure("no device of QEMU's, edu")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self.group)
+        os.close(self.container)
+
+    def map(self, mapping):
+        """Lets the device access the memory."""
+        access = self.READ | self.WRITE
+        argument = struct.pack("IIQQQ", 32, access, mapping.address, self.ADDRESS, mapping.length)
+        fcntl.ioctl(self.container, self.MAP_DMA, argument)
+
+    def unmap(self, mapping):
+        argument = struct.pack("IIQQ", 24, 0, self.ADDRESS, mapping.length)
+        (*_, length) = struct.unpack("IIQQ", fcntl.ioctl(self.container, self.UNMAP_DMA, argument))
+        equal(length, mapping.length, "length that was unmapped")
+
+
+def bug_vfio(dev):
+    """Memory that a device can access by VFIO is pinned, and no longer after that."""
+    pages = Pages()
+    with Vfio() as vfio, dev.map() as mapping:
+        mapping.data[0] = 1
+        frame = mapping.page_frame()
+        before = pages.refcount(frame)
+        for _ in range(2):
+            vfio.map(mapping)
+            during = pages.refcount(frame)
+            locked = re.search(r"VmLck:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]
+            note(f"reference count {before}, mapped by VFIO {during}, locked {locked} KB")
+            vfio.unmap(mapping)
+        after = pages.refcount(frame)
+    check(during > before, "VFIO did not pin the page")
+    equal(after, before, "reference count after VFIO")
+    equal(pages.refcount(frame), 1, "reference count of a page that nobody uses")
+
+
+BUGS = [
+    bug_mmap_unbound,
+    bug_rebind_open,
+    bug_unbind_pinned,
+    bug_unbind_region_pinned,
+    bug_vfio,
+]
+
+
 # File systems
 
 
@@ -1106,7 +1265,10 @@ def plan(kind, only):
             for size, align in (("4k", PAGE), ("2m", 2 * MB))
             for test in DEVICE_TESTS
         ]
-    return [t for t in tests if not only or any(part in t[0] for part in only)]
+    bugs = [(f"bugs.{short(test)}", test, None) for test in BUGS]
+    return [t for t in tests if not only or any(part in t[0] for part in only)] + [
+        t for t in bugs if t[0] in only
+    ]
 
 
 def run_test(test, subject, align):

@@ -97,7 +97,7 @@ def kernel_image(flavour):
     return images[-1]
 
 
-def vng_command(flavour, options=()):
+def vng_command(flavour, options=(), devices=()):
     if not shutil.which("qemu-system-x86_64"):
         raise VmError("no qemu-system-x86_64: run 'make deps'")
     vng = shutil.which("vng", path=f"{BUILD}/venv/bin:{os.environ['PATH']}")
@@ -110,6 +110,8 @@ def vng_command(flavour, options=()):
     command += ["--run", str(kernel_image(flavour))]
     for option in [*CMDLINE, *([] if kvm else CMDLINE_WITHOUT_KVM), *options]:
         command += ["--append", option]
+    if devices:
+        command.append("--qemu-opts=" + " ".join(f"-device {device}" for device in devices))
     return command
 
 
@@ -149,10 +151,10 @@ def end_on_signal(number, _frame):
     sys.exit(128 + number)
 
 
-def run(flavour, command, console_log, timeout, on_line=None, options=()):
+def run(flavour, command, console_log, timeout, on_line=None, options=(), devices=()):
     """Runs a shell command in a VM; calls on_line(seconds, line) as it prints.
 
-    options are for the kernel's command line.
+    options are for the kernel's command line, devices QEMU's.
     """
     console_log = Path(console_log)
     console_log.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +162,7 @@ def run(flavour, command, console_log, timeout, on_line=None, options=()):
     script = console_log.parent / "command.sh"
     exports = " ".join(f"SPM_ADDR_DEV{i}={addr:#x}" for i, addr in enumerate(SPM_ADDRS))
     script.write_text(f"export {exports}\n{command}\n")
-    argv = vng_command(flavour, options) + ["--exec", f"bash {shlex.quote(str(script.resolve()))}"]
+    argv = vng_command(flavour, options, devices) + ["--exec", f"bash {shlex.quote(str(script.resolve()))}"]
     result = Result()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end_on_signal)
