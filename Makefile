@@ -22,7 +22,8 @@ help:
 	@echo 'make run            install what is missing, build, boot, run hmm-tests and'
 	@echo '                    hmm-selftests on managed generic memory'
 	@echo 'make test           everything that CI runs: check, check-drivers, cargo-test, kunit,'
-	@echo '                    compare, selftests, dax, clippy, rustdoc'
+	@echo '                    compare, selftests, dax (one driver of each kind), clippy, rustdoc'
+	@echo 'make test-long      all that there is, also on the debug kernel; takes hours'
 	@echo 'make deps           install what is missing'
 	@echo 'make tree           build/linux: base kernel and series, KERNEL=/path for your tree'
 	@echo 'make kernel         build/kernel, the patched kernel'
@@ -34,7 +35,8 @@ help:
 	@echo 'make defects        what is wrong with the driver in C, one boot a row'
 	@echo 'make cargo-test     unit tests of hmm-selftests, which need no VM'
 	@echo 'make kunit          KUnit suites, built in and of modules'
-	@echo 'make compare        unpatched and patched kernel, one table'
+	@echo 'make compare        unpatched and patched kernel, one table; and that of make bugs'
+	@echo 'make bugs           tests of what the series fixes on both kernels: FILTER="parts of names"'
 	@echo 'make dax            device-dax and fs-dax do not change: DRIVERS=... FILTER="parts of names"'
 	@echo 'make vm             CMD="command", or a shell'
 	@echo 'make check          patches apply, equal the tree, pass checkpatch; BISECT=1 builds each'
@@ -58,7 +60,7 @@ kernel-base: tree
 debug-kernel: tree
 	@scripts/kernel debug
 
-.PHONY: vm hmm-tests compare dax kunit selftests defects cargo-test
+.PHONY: vm hmm-tests compare bugs dax kunit selftests defects cargo-test
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
@@ -84,6 +86,9 @@ cargo-test: tree
 compare: kernel kernel-base
 	@scripts/compare.py
 
+bugs: kernel kernel-base
+	@scripts/bugs.py $(FILTER)
+
 dax: kernel kernel-base
 	@scripts/dax.py $(if $(DRIVERS),--drivers '$(DRIVERS)') $(FILTER)
 
@@ -100,7 +105,7 @@ clippy rustdoc: kernel
 export:
 	@scripts/export
 
-.PHONY: run test
+.PHONY: run test test-long
 run: kernel
 	@scripts/hmm_tests.py $(if $(DRIVER),--driver '$(DRIVER)') --types generic \
 		--results build/results/run
@@ -109,3 +114,6 @@ run: kernel
 
 test:
 	@scripts/test
+
+test-long:
+	@scripts/test long

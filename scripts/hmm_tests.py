@@ -9,6 +9,7 @@ does not get to the end.
 import argparse
 import contextlib
 import fnmatch
+import functools
 import json
 import re
 import shlex
@@ -24,8 +25,8 @@ DRIVERS = ("test_hmm", "test_hmm_rs")  # in C and in Rust
 # By the source of the tests: base's know no other types.
 TYPES = {"series": ("private", "coherent", "generic"), "base": ("private", "coherent")}
 TIMEOUT = 900  # seconds for all tests of a type, most of which need less than 60
-# Too slow for a debug kernel: it has a time limit of its own.
-LEFT_OUT_ON_DEBUG = "benchmark_*"
+# Takes half a minute, and too long for its own time limit on a debug kernel.
+BENCHMARK = "benchmark_*"
 
 RUN = re.compile(r"^#\s+RUN\s+(\S+) \.\.\.")
 VERDICT = re.compile(r"^(ok|not ok) \d+ (\S+)(?: # SKIP (.*))?$")
@@ -62,6 +63,7 @@ def source_tree(source):
     return vm.BUILD / ("linux-base" if source == "base" else "linux")
 
 
+@functools.cache
 def build_tests(source):
     """Builds hmm-tests of the series or of base, returns the program."""
     output = vm.BUILD / "hmm-tests" / source
@@ -175,13 +177,13 @@ def with_driver(run, command):
     return "\n".join([*commands, "exit $status"])
 
 
-def boot(run, commands, folder, timeout, on_line, options=()):
-    """Boots a VM for the commands, with more options of the kernel's.
+def boot(run, commands, folder, timeout, on_line, options=(), devices=()):
+    """Boots a VM for the commands, with more options of the kernel's and devices of QEMU's.
 
     Fills in what run says of the whole; returns the VM's result, and the lines printed.
     """
     console = folder / "console.log"
-    result = vm.run(run.kernel, f"exec 2>&1\n{commands}", console, timeout, on_line, options)
+    result = vm.run(run.kernel, f"exec 2>&1\n{commands}", console, timeout, on_line, options, devices)
     print(f"\r    done in {result.seconds:.0f} s" + " " * 40, file=sys.stderr)
     output = [line for _, line in result.lines]
     (folder / "ktap").write_text("\n".join(output) + "\n")
@@ -193,13 +195,18 @@ def boot(run, commands, folder, timeout, on_line, options=()):
     return result, output
 
 
-def run_tests(run, results, pattern="*", timeout=TIMEOUT, only=None):
-    """Boots a VM and fills in run, with the tests that match or with those in only."""
+def run_tests(
+    run, results, pattern="*", timeout=TIMEOUT, only=None, options=(), benchmark=True
+):
+    """Boots a VM and fills in run, with the tests that match or with those in only.
+
+    options are for the kernel's command line.
+    """
     program = build_tests(run.source)
     selected = only or select_tests(program, run.type, pattern)
-    if run.kernel == "debug" and pattern == "*":
-        left_out = select_tests(program, run.type, LEFT_OUT_ON_DEBUG)
-        print("left out on the debug kernel:", *left_out, file=sys.stderr)
+    if not benchmark or (run.kernel == "debug" and pattern == "*"):
+        left_out = select_tests(program, run.type, BENCHMARK)
+        print("left out:", *left_out, file=sys.stderr)
         selected = [name for name in selected if name not in left_out]
     if not selected:
         raise vm.VmError(f"no hmm-tests of type {run.type} match FILTER={pattern}")
@@ -208,7 +215,7 @@ def run_tests(run, results, pattern="*", timeout=TIMEOUT, only=None):
     print(f"==> hmm-tests: {run.name}, {len(selected)} tests", file=sys.stderr)
     folder = results / (f"{run.name}-again" if only else run.name)
     command = with_driver(run, f"{shlex.quote(str(program))} {tests}")
-    result, output = boot(run, command, folder, timeout, progress.line)
+    result, output = boot(run, command, folder, timeout, progress.line, options)
     if progress.current:
         progress.add(progress.current, "hang" if result.timed_out else "crash", result.seconds)
     seen = {test["name"] for test in run.tests}
@@ -226,7 +233,7 @@ def run_tests(run, results, pattern="*", timeout=TIMEOUT, only=None):
     return run
 
 
-def run_ktap(run, commands, folder, timeout, options=(), keep_log=False):
+def run_ktap(run, commands, folder, timeout, options=(), devices=(), keep_log=False):
     """Boots a VM for commands that print KTAP, and fills in run.
 
     What a test prints is kept if it does not pass, or always.
@@ -243,7 +250,7 @@ def run_ktap(run, commands, folder, timeout, options=(), keep_log=False):
         elif not last and text == "KTAP version 1":  # booted
             last = seconds
 
-    result, output = boot(run, commands, folder, timeout, line, options)
+    result, output = boot(run, commands, folder, timeout, line, options, devices)
     document = ktap.parse(output)
     for path, test in ktap.cases(document):
         name = path[-1]

@@ -7,6 +7,7 @@ does not get to the end.
 """
 
 import argparse
+import functools
 import shlex
 import subprocess
 import sys
@@ -22,6 +23,7 @@ TIMEOUT = 900  # seconds for all tests of a type
 DEBUG_TIMEOUT_FACTOR = 4
 
 
+@functools.cache
 def build():
     """Builds the program and returns its path."""
     if subprocess.run([vm.TOP / "scripts/cargo", "build"], check=False).returncode:
@@ -29,8 +31,8 @@ def build():
     return vm.BUILD / "selftests/release/hmm-selftests"
 
 
-def run_tests(run, results, arguments, timeout):
-    """Boots a VM and fills in run."""
+def run_tests(run, results, arguments, timeout, options=()):
+    """Boots a VM and fills in run; options are for the kernel's command line."""
     arguments = ["--type", run.type, *arguments]
     if run.kernel == "debug":
         timeout *= DEBUG_TIMEOUT_FACTOR
@@ -38,7 +40,7 @@ def run_tests(run, results, arguments, timeout):
     print(f"==> hmm-selftests: {run.name}", file=sys.stderr)
     command = shlex.join([str(build()), *arguments])
     commands = hmm_tests.with_driver(run, command)
-    hmm_tests.run_ktap(run, commands, results / run.name, timeout)
+    hmm_tests.run_ktap(run, commands, results / run.name, timeout, options)
 
 
 def main():
