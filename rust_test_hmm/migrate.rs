@@ -254,8 +254,7 @@ fn set_dsts_in_system(
                 continue;
             }
         }
-        // Core mm splits what is migrated by its address. (In a fault on a huge page it splits
-        // just the mapping, and the pages follow by further faults.)
+        // Core mm splits what is migrated by its address.
         if !is_compound || owner.is_none() {
             allocated = false;
             continue;
