@@ -94,13 +94,8 @@ impl Memory {
     pub(super) fn fault_back(&mut self, page: usize) -> Result<(), Errno> {
         let (_, device) = self.on_device(page).expect("is on a device");
         let huge = self.block(page) == Block::Huge;
-        if std::mem::take(&mut self.fails[device]) {
-            if huge {
-                // The mapping is split, and its pages follow by faults of their own.
-                self.invalidate(self.pages_of(self.block_of(page)));
-                self.split(page);
-                return Ok(());
-            }
+        let fails = std::mem::take(&mut self.fails[device]);
+        if fails && !huge {
             // It was unmapped for a while.
             self.invalidate_page(page);
             return Err(Errno::ENOMEM);
@@ -109,6 +104,11 @@ impl Memory {
             self.split_huge_page(page);
         }
         let range = if huge { self.pages_of(self.block_of(page)) } else { page..page + 1 };
+        if fails {
+            // All of it comes back, by small pages.
+            self.split(page);
+            self.make_small_pages(range.clone());
+        }
         for page in range.clone() {
             let (folio, _) = self.on_device(page).expect("is on a device");
             self.migrate(folio, Place::System);
