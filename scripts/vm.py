@@ -147,7 +147,12 @@ def stop(process):
             pass
 
 
+running = set()  # processes of vng, of which threads may have one each
+
+
 def end_on_signal(number, _frame):
+    for process in list(running):
+        stop(process)
     sys.exit(128 + number)
 
 
@@ -164,8 +169,6 @@ def run(flavour, command, console_log, timeout, on_line=None, options=(), device
     script.write_text(f"export {exports}\n{command}\n")
     argv = vng_command(flavour, options, devices) + ["--exec", f"bash {shlex.quote(str(script.resolve()))}"]
     result = Result()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end_on_signal)
     start = time.monotonic()
     with open(console_log, "wb") as console:
         process = subprocess.Popen(
@@ -176,6 +179,7 @@ def run(flavour, command, console_log, timeout, on_line=None, options=(), device
             env=environment(),
             start_new_session=True,
         )
+        running.add(process)
         try:
             pending = b""
             while True:
@@ -201,6 +205,7 @@ def run(flavour, command, console_log, timeout, on_line=None, options=(), device
             if result.timed_out or sys.exc_info()[0]:
                 stop(process)
             status = process.wait()
+            running.remove(process)
             process.stdout.close()
     result.seconds = time.monotonic() - start
     text = console_log.read_text(errors="replace")
@@ -229,7 +234,12 @@ def report(result, console_log, out=sys.stderr):
 
 
 def exit_with(main_function):
-    """Ends the script with what its main function returns, or with the reason why not."""
+    """Ends the script with what its main function returns, or with the reason why not.
+
+    Signals end it together with its VMs.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end_on_signal)
     try:
         sys.exit(main_function())
     except VmError as error:
