@@ -47,7 +47,7 @@ pub struct Finished {
 
 /// Runs a test in this process; returns its exit status.
 pub fn run_here(test: &Test, context: &mut Context) -> u8 {
-    let result = match test.exception(context.driver, context.memory_type) {
+    let result = match test.exception(context.driver) {
         Some(reason) => skip(reason),
         None => (test.run)(context),
     };

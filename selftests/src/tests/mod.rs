@@ -95,35 +95,32 @@ impl Test {
         self
     }
 
-    /// Why it is skipped with this driver and memory type, if it is.
-    pub fn exception(&self, driver: Driver, memory_type: MemoryType) -> Option<&'static str> {
-        let applies =
-            |e: &&Exception| e.drivers.contains(&driver) && e.types.contains(&memory_type);
+    /// Why it is skipped with this driver, if it is.
+    pub fn exception(&self, driver: Driver) -> Option<&'static str> {
+        let applies = |exception: &&Exception| exception.drivers.contains(&driver);
         self.exceptions.iter().find(applies).map(|exception| exception.reason)
     }
 }
 
-/// Drivers and memory types with which a test cannot pass, for a reason that is known.
+/// Drivers with which a test cannot pass, for a reason that is known.
 #[derive(Debug)]
 pub struct Exception {
     /// With these drivers.
     pub drivers: &'static [Driver],
-    /// And these memory types.
-    pub types: &'static [MemoryType],
     /// Why.
     pub reason: &'static str,
 }
 
 impl Exception {
-    /// With `test_hmm`, patched or not, and private memory.
-    pub const fn c_private(reason: &'static str) -> Self {
+    /// With `test_hmm`, patched or not.
+    pub const fn c(reason: &'static str) -> Self {
         let drivers = &[Driver::C, Driver::UnpatchedC];
-        Self { drivers, types: &[MemoryType::Private], reason }
+        Self { drivers, reason }
     }
 
     /// With `test_hmm` of an unpatched kernel.
     pub const fn unpatched(reason: &'static str) -> Self {
-        Self { drivers: &[Driver::UnpatchedC], types: MemoryType::ALL, reason }
+        Self { drivers: &[Driver::UnpatchedC], reason }
     }
 }
 
