@@ -232,29 +232,38 @@ pub fn d12_discard_while_migrating(ctx: &mut Context) -> Result {
 /// The device writes to memory that comes and goes meanwhile: all of it arrives. In C,
 /// what was written after the page had been copied was lost.
 pub fn d13_write_while_migrating(ctx: &mut Context) -> Result {
-    const PAGES: usize = 256;
     let device = ctx.device(0)?;
-    let mapping = Mapping::small(PAGES)?;
-    let mut aim = Aim::new(ctx);
+    // The page that is written to is the first to be copied, long before the last.
+    let mapping = Mapping::small(HUGE_PAGES)?;
+    let written_to = mapping.pages(0..1);
     let end = Instant::now() + DURATION;
     let mut generation = 0;
     while Instant::now() < end {
         // All pages are writable for the device before.
-        generation += 2;
+        generation += 1;
         device.migrate_to_sys(mapping.all())?;
-        device.write(mapping.all(), &pattern::pages(0, PAGES, generation - 1))?;
-        let data = pattern::pages(0, PAGES, generation);
-        let (migrated, written) = aim.at_once(
-            || device.migrate_to_dev(mapping.all()),
-            || device.write(mapping.all(), &data),
-        );
-        tolerate(migrated, Errno::ENOENT)?;
+        device.write(mapping.all(), &pattern::pages(0, HUGE_PAGES, generation))?;
+
+        let is_migrating = AtomicBool::new(true);
+        let migrate = || {
+            let migrated = device.migrate_to_dev(mapping.all());
+            is_migrating.store(false, Ordering::Relaxed);
+            tolerate(migrated, Errno::ENOENT)
+        };
+        let rest = generation;
+        let write = || {
+            while is_migrating.load(Ordering::Relaxed) {
+                generation += 1;
+                device.write(written_to, &pattern::pages(0, 1, generation))?;
+                pattern::check(&device.read(written_to)?.data, 0, generation)?;
+            }
+            Ok(())
+        };
+        let (migrated, written): (Result, Result) = at_once(migrate, Duration::ZERO, write);
+        migrated?;
         written?;
-        pattern::check(&device.read(mapping.all())?.data, 0, generation)?;
-        if generation % 16 == 0 {
-            mapping.check(0..PAGES, generation)?;
-        }
+        mapping.check(0..1, generation)?;
+        mapping.check(1..HUGE_PAGES, rest)?;
     }
-    mapping.check(0..PAGES, generation)?;
     Ok(())
 }
