@@ -393,8 +393,10 @@ impl Model {
         range: Range<usize>,
     ) -> std::result::Result<Counts, Errno> {
         let (windows, is_all) = self.memory.windows(range.clone());
+        let mut has_split = false;
         for window in windows {
-            self.memory.migrate_to_device(device, window.clone());
+            let is_first = window.start == range.start;
+            has_split |= self.memory.migrate_to_device(device, window.clone()) && !is_first;
             self.memory.mirror_present(device, window);
         }
         if !is_all {
@@ -404,7 +406,7 @@ impl Model {
         let memory = &mut self.memory;
         let is_there =
             |page| memory.is_on(device, page) && memory.has_mapped(device, page, Access::Read);
-        if !range.clone().all(is_there) {
+        if !range.clone().all(is_there) || (has_split && memory.choices.choose()) {
             return Err(Errno::ENOENT);
         }
         Ok(Counts { cpages: range.len() as u64, faults: Some(0) })

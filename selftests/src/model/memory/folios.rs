@@ -127,13 +127,14 @@ impl Memory {
     }
 
     /// Splits the huge page that a page is a part of, not only how it is mapped. Core mm
-    /// has the zero page take the place of what has only zeroes.
-    pub(super) fn split_huge_page(&mut self, page: usize) {
+    /// has the zero page take the place of what has only zeroes. Returns whether there was
+    /// a huge page.
+    pub(super) fn split_huge_page(&mut self, page: usize) -> bool {
         let huge_page_of = |memory: &Self, page: usize| {
             memory.folio_of(page).and_then(|folio| memory.folios[folio].huge_page)
         };
         let Some(huge_page) = huge_page_of(self, page) else {
-            return;
+            return false;
         };
         for page in 0..self.pages.len() {
             if huge_page_of(self, page) != Some(huge_page) {
@@ -149,6 +150,7 @@ impl Memory {
                 self.invalidate_page(page);
             }
         }
+        true
     }
 
     /// After something was removed from a block.

@@ -26,26 +26,28 @@ impl Memory {
         (windows, true)
     }
 
-    /// Migrates what it can of a window to a device.
-    pub fn migrate_to_device(&mut self, device: usize, window: Range<usize>) {
+    /// Migrates what it can of a window to a device. Returns whether it split a huge page,
+    /// which may have invalidated what is mapped where that once was.
+    pub fn migrate_to_device(&mut self, device: usize, window: Range<usize>) -> bool {
         self.invalidate(window.clone());
         let first = window.start;
         let whole = self.shape.has_huge_pages && self.is_whole_block(&window);
         match self.block(first) {
-            Block::Huge if self.is_private() && self.on_device(first).is_some() => return,
+            Block::Huge if self.is_private() && self.on_device(first).is_some() => return false,
             Block::Huge | Block::HugeZero if whole => {
                 self.migrate_huge_to_device(device, window);
-                return;
+                return false;
             }
             Block::Hole | Block::Emptied if whole && self.is_hole(first) => {
                 self.migrate_huge_to_device(device, window);
-                return;
+                return false;
             }
             _ => {}
         }
+        let mut has_split = false;
         for page in window.clone() {
             if self.is_source(page) {
-                self.split_huge_page(page);
+                has_split |= self.split_huge_page(page);
             }
         }
         for page in window {
@@ -53,6 +55,7 @@ impl Memory {
                 self.move_to_device(device, page);
             }
         }
+        has_split
     }
 
     /// Whether a page can be migrated from system memory.

@@ -188,7 +188,8 @@ impl Choices {
         Self { taken, next: 0 }
     }
 
-    fn choose(&mut self) -> bool {
+    /// The next decision.
+    pub fn choose(&mut self) -> bool {
         if self.next == self.taken.len() {
             self.taken.push(false);
         }
