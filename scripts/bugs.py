@@ -10,7 +10,6 @@ import argparse
 import subprocess
 import sys
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import dax
@@ -157,15 +156,14 @@ def result(run, test):
     return outcome
 
 
-def run_kernel(kernel, bugs, timeout, vms_at_once, shares_vm):
+def run_kernel(kernel, bugs, timeout, shares_vm):
     """The results of all tests on a kernel."""
     vms = defaultdict(list)
     for bug in bugs:
         own_vm = () if shares_vm(bug) else (bug.test,)
         vms["-".join((bug.suite, bug.type, *own_vm))].append(bug)
-    with ThreadPoolExecutor(vms_at_once) as pool:
-        done = pool.map(lambda name: run_vm(kernel, name, vms[name], timeout), vms)
-        return {bug: outcome for of_vm in done for bug, outcome in of_vm.items()}
+    done = vm.in_parallel(lambda name: run_vm(kernel, name, vms[name], timeout), vms)
+    return {bug: outcome for of_vm in done for bug, outcome in of_vm.items()}
 
 
 def series():
@@ -180,17 +178,13 @@ def run(bugs=None):
     unknown = {bug.patch for bug in bugs} - series()
     if unknown:
         raise vm.VmError(f"there are no such patches: {', '.join(sorted(unknown))}")
-    # Not by two of the threads below.
     hmm_tests.build_tests("series")
     selftests.build()
-    # What crashes or hangs does so on a busy machine, too. Others get it for themselves.
     base = dict.fromkeys(bugs, "pass")
     for _ in range(ATTEMPTS):
         hidden = [bug for bug in bugs if base[bug] == "pass"]
-        base |= run_kernel("base", hidden, TIMEOUT, vms_at_once=2, shares_vm=lambda bug: bug.harmless)
-    patched = run_kernel(
-        "series", bugs, selftests.TIMEOUT, vms_at_once=1, shares_vm=lambda _: True
-    )
+        base |= run_kernel("base", hidden, TIMEOUT, shares_vm=lambda bug: bug.harmless)
+    patched = run_kernel("series", bugs, selftests.TIMEOUT, shares_vm=lambda _: True)
 
     rows = [(bug.test, bug.type, base[bug], patched[bug], bug.patch) for bug in bugs]
     headings = ("bug", "type", "base", "patched", "fixed by")

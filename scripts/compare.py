@@ -18,6 +18,7 @@ RESULTS = vm.BUILD / "results/compare"
 
 BASE_BOOTS = 4
 
+
 def results(run):
     return {test["name"]: test["result"] for test in run.tests}
 
@@ -36,6 +37,12 @@ def run_base(run):
         run.seconds += again.seconds
 
 
+def run_patched(run):
+    # The series does not change the benchmark: once will do for each driver and type.
+    benchmark = run.source == "base" or run.type not in hmm_tests.TYPES["base"]
+    hmm_tests.run_tests(run, RESULTS, benchmark=benchmark)
+
+
 def plan(kernel, source, driver):
     return [Run(kernel, source, driver, t) for t in hmm_tests.TYPES[source]]
 
@@ -49,12 +56,10 @@ def main():
         for run in plan("series", source, driver)
     ]
     hmm_tests.write_summary(RESULTS, [], False)
-    for run in before:
-        run_base(run)
-    for run in patched:
-        # The series does not change the benchmark: once will do for each driver and type.
-        benchmark = run.source == "base" or run.type not in hmm_tests.TYPES["base"]
-        hmm_tests.run_tests(run, RESULTS, benchmark=benchmark)
+    for source in hmm_tests.TYPES:
+        hmm_tests.build_tests(source)
+    vm.in_parallel(run_base, before)
+    vm.in_parallel(run_patched, patched)
 
     runs = before + patched
     hmm_tests.save_table(RESULTS, runs, ("kernel", "source", "driver", "type"))

@@ -65,7 +65,10 @@ def source_tree(source):
 
 @functools.cache
 def build_tests(source):
-    """Builds hmm-tests of the series or of base, returns the program."""
+    """Builds hmm-tests of the series or of base, returns the program.
+
+    To be called before threads do.
+    """
     output = vm.BUILD / "hmm-tests" / source
     output.mkdir(parents=True, exist_ok=True)
     program = output / "hmm-tests"
@@ -184,7 +187,7 @@ def boot(run, commands, folder, timeout, on_line, options=(), devices=()):
     """
     console = folder / "console.log"
     result = vm.run(run.kernel, f"exec 2>&1\n{commands}", console, timeout, on_line, options, devices)
-    print(f"\r    done in {result.seconds:.0f} s" + " " * 40, file=sys.stderr)
+    print(f"\r    {run.name}: done in {result.seconds:.0f} s" + " " * 20, file=sys.stderr)
     output = [line for _, line in result.lines]
     (folder / "ktap").write_text("\n".join(output) + "\n")
     run.seconds = round(result.seconds, 1)
@@ -344,12 +347,10 @@ def main():
         if memory_type not in known:
             parser.error(f"no '{memory_type}' in tests of {args.source}, use {','.join(known)}")
 
-    runs = []
-    write_summary(args.results, runs, False)
-    for memory_type in types:
-        run = Run(args.kernel, args.source, args.driver, memory_type)
-        run_tests(run, args.results, args.filter, timeout=args.timeout)
-        runs.append(run)
+    runs = [Run(args.kernel, args.source, args.driver, memory_type) for memory_type in types]
+    write_summary(args.results, [], False)
+    build_tests(args.source)
+    vm.in_parallel(lambda run: run_tests(run, args.results, args.filter, args.timeout), runs)
     ok = all(run.ok() for run in runs)
     write_summary(args.results, runs, ok)
     print_table(runs, ("driver", "type"))

@@ -25,7 +25,7 @@ DEBUG_TIMEOUT_FACTOR = 4
 
 @functools.cache
 def build():
-    """Builds the program and returns its path."""
+    """Builds the program and returns its path. To be called before threads do."""
     if subprocess.run([vm.TOP / "scripts/cargo", "build"], check=False).returncode:
         raise vm.VmError("cannot build hmm-selftests")
     return vm.BUILD / "selftests/release/hmm-selftests"
@@ -57,12 +57,10 @@ def main():
         if name not in known:
             parser.error(f"unknown '{name}', use {','.join(known)}")
 
-    runs = []
-    hmm_tests.write_summary(args.results, runs, False)
-    for driver in drivers:
-        for memory_type in types:
-            runs.append(Run(args.kernel, "selftests", driver, memory_type))
-            run_tests(runs[-1], args.results, args.arguments, args.timeout)
+    runs = [Run(args.kernel, "selftests", driver, t) for driver in drivers for t in types]
+    hmm_tests.write_summary(args.results, [], False)
+    build()
+    vm.in_parallel(lambda run: run_tests(run, args.results, args.arguments, args.timeout), runs)
     ok = all(run.ok() for run in runs)
     hmm_tests.write_summary(args.results, runs, ok)
     hmm_tests.print_table(runs, ("driver", "type"), str)
