@@ -22,7 +22,7 @@ if ! { mkdir -p "$cache" && [ -w "$cache" ]; } 2>/dev/null; then
 fi
 for folder in "$top" "$cache"; do
 	case $folder in
-	*[[:space:]:\'\"\\\#\$\%\&\;]*)
+	*[[:space:]:\'\"\\\#\$%\&\;]*)
 		die "make and the kernel's build cannot work in a folder with a space, a colon or one of '\"\\#\$%&; in its path: $folder" ;;
 	esac
 done
@@ -189,8 +189,7 @@ find_rustc() { # tool...
 	return 1
 }
 
-# For selftests/, with what edition 2024 and its lock file need. Asked for subcommands,
-# one that has them.
+# For selftests/, with what edition 2024 and its lock file need, and with the subcommands.
 find_cargo() { # subcommand...
 	local cargo command
 	for cargo in "${CARGO:-}" cargo /usr/bin/cargo; do
@@ -198,7 +197,7 @@ find_cargo() { # subcommand...
 		program_at_least "$cargo" 1.85.0 || continue
 		program_at_least "$(dirname "$cargo")/rustc" 1.85.0 || continue
 		for command in "$@"; do
-			works run_cargo "$cargo" "$command" --version || continue 2
+			works run_cargo "$cargo" "$command" -h || continue 2
 		done
 		printf '%s\n' "$cargo"
 		return
