@@ -35,7 +35,8 @@ def main() -> Report:
     report = Report(args.target, args.start, args.seconds, error=args.error, runs=[run])
     if report.status == Status.FAILED:
         tables.print_failures([run])
-    report.environment = environment.collect(set(), None)
+    if lines:  # else it only begins
+        report.environment = environment.collect(set(), None)
     summary.write(report, folder)
     return report
 

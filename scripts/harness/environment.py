@@ -21,7 +21,7 @@ def git(tree: Path, *arguments: str) -> str | None:
         return None
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     # The tree may be another user's: reading it is no risk.
-    command = ["git", "-c", f"safe.directory={tree}", "-C", str(tree), *arguments]
+    command = ["git", "--no-optional-locks", "-c", f"safe.directory={tree}", "-C", str(tree), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     except OSError:

@@ -53,6 +53,9 @@ CMDLINE_OF_DEBUG = ["no5lvl"]
 
 # What the guest prints first: it has booted, and what follows is the command's.
 BOOTED = "the command begins"
+# What its init says when what it prints goes to the console, and cannot be told from
+# what the kernel says: no udev has made names for the ports.
+NO_PORTS = "cannot find script I/O ports"
 
 OnLine = Callable[[float, str], None]
 Item = TypeVar("Item")
@@ -267,6 +270,8 @@ def run(
         result.status = status
     if not result.booted and not result.timed_out:
         spoke = any(map(kernel_log.PRINTK_LINE.match, text.splitlines()))
+        if NO_PORTS in text:
+            raise MachineError("no udev in the guest, whose root file system is this one's: run 'make deps'")
         if not spoke:
             raise MachineError("\n    ".join([f"QEMU does not start ({console_log}):", *result.console_tail]))
         result.status = None
