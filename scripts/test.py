@@ -5,6 +5,8 @@ hmm-tests does, for both drivers.
 """
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -47,12 +49,23 @@ def folder_of(part: str) -> str:
     return f"{name}-debug" if "KCONFIG=debug" in settings else name
 
 
+def make(arguments: list[str]) -> int:
+    """Runs make, and ends all that it began when this ends before it."""
+    with subprocess.Popen(["make", *arguments], cwd=TOP, start_new_session=True) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            raise
+
+
 def run_part(part: str, seed: int) -> Report:
     """Runs a part and returns its results; without any, one that says so."""
     name = folder_of(part)
     print(f"==> make {part}", file=sys.stderr)
     begin = time.monotonic()
-    status = subprocess.run(["make", f"SEED={seed}", *part.split()], cwd=TOP, check=False).returncode
+    status = make([f"SEED={seed}", *part.split()])
     print(f"==> make {part}: {time.monotonic() - begin:.0f} s", file=sys.stderr)
     report = summary.read(RESULTS / name) or Report(
         name, error=f"make {part}: status {status}, and no results"

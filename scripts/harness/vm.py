@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -182,9 +183,17 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 running: set[subprocess.Popen[bytes]] = set()  # vng's, of which threads may have one each
 
 
-def end_on_signal(number: int, _frame: FrameType | None) -> None:
+ending = threading.Event()  # set when all VMs are to end, of which then nothing is a result
+
+
+def stop_all() -> None:
+    ending.set()
     for process in list(running):
         stop(process)
+
+
+def end_on_signal(number: int, _frame: FrameType | None) -> None:
+    stop_all()
     sys.exit(128 + number)
 
 
@@ -261,6 +270,8 @@ def run(
             running.remove(process)
             if process.stdout:
                 process.stdout.close()
+    if ending.is_set():
+        raise MachineError("interrupted")
     result.seconds = time.monotonic() - start
     text = console_log.read_text(errors="replace")
     result.console_tail = text.splitlines()[-25:]
@@ -286,6 +297,7 @@ def in_parallel(function: Callable[[Item], Value], items: Iterable[Item]) -> lis
             return [future.result() for future in futures]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            stop_all()
             raise
 
 
