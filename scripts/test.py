@@ -80,6 +80,8 @@ def main() -> Report:
     options.add_seed(parser)
     parser.add_argument("what", nargs="?", default="", choices=("", "long"), metavar="long")
     args = parser.parse_args()
+    if os.environ.get("KCONFIG"):
+        parser.error("KCONFIG is not for all parts; `make test-long` has the debug kernel, too")
     name, parts = ("test-long", LONG_PARTS) if args.what else ("test", PARTS)
     folder = target.default_folder(name)
     with target.reporting(name, folder, args.seed) as report:
