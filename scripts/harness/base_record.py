@@ -8,7 +8,6 @@ import enum
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from harness import environment
@@ -105,14 +104,14 @@ def _known(data: dict[str, Any]) -> Known:
     return Known({Outcome(each) for each in data["outcomes"]}, data.get("detail"))
 
 
-def load(path: Path = PATH) -> dict[str, Section]:
+def load() -> dict[str, Section]:
     """The record by suite; empty if there is none yet."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(PATH.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise MachineError(f"{path}: {error}") from error
+        raise MachineError(f"{PATH}: {error}") from error
     return {
         suite: Section(
             Measured(section["version"], section["config_hash"]),
@@ -125,8 +124,8 @@ def load(path: Path = PATH) -> dict[str, Section]:
     }
 
 
-def save(record: dict[str, Section], path: Path = PATH) -> None:
-    """A test a line, sorted, so that it can be read and compared."""
+def save(record: dict[str, Section]) -> None:
+    """A test a line, in the order in which they ran, so that it can be read and compared."""
 
     def line(known: Known) -> str:
         outcomes = sorted(known.outcomes)
@@ -136,26 +135,24 @@ def save(record: dict[str, Section], path: Path = PATH) -> None:
     for suite, section in sorted(record.items()):
         groups = []
         for group, tests in sorted(section.groups.items()):
-            lines = [f"    {json.dumps(name)}: {line(known)}" for name, known in sorted(tests.items())]
+            lines = [f"    {json.dumps(name)}: {line(known)}" for name, known in tests.items()]
             groups.append(f"   {json.dumps(group)}: {{\n" + ",\n".join(lines) + "\n   }")
         head = [f'  "{key}": {json.dumps(value)}' for key, value in vars(section.measured).items()]
         body = '  "groups": {\n' + ",\n".join(groups) + "\n  }"
         suites.append(f" {json.dumps(suite)}: {{\n" + ",\n".join([*head, body]) + "\n }")
-    new = path.with_suffix(".new")
+    new = PATH.with_suffix(".new")
     new.write_text("{\n" + ",\n".join(suites) + "\n}\n", encoding="utf-8")
-    new.replace(path)
+    new.replace(PATH)
 
 
-def update(
-    suite: str, runs: Iterable[Run], group_of: str, details: bool = False, path: Path = PATH
-) -> list[str]:
+def update(suite: str, runs: Iterable[Run], group_of: str, details: bool = False) -> list[str]:
     """Puts measured runs into the record, each into the group that the field names.
 
     With the same kernel as before, outcomes are added to those that were seen, and tests
     that did not run now stay as they were. Returns the names of tests that did not run
     and are not known.
     """
-    record = load(path)
+    record = load()
     measured = at_hand(["base"])
     section = record.get(suite)
     if section is None or section.measured.differences(measured):
@@ -171,20 +168,20 @@ def update(
             elif not old:
                 unknown.append(test.name)
     record[suite] = section
-    save(record, path)
+    save(record)
     return unknown
 
 
-def use(suite: str, path: Path = PATH) -> tuple[Section, list[str]]:
+def use(suite: str) -> tuple[Section, list[str]]:
     """The record of a suite, and how its base differs from that at hand."""
-    section = load(path).get(suite)
+    section = load().get(suite)
     if section is None:
-        raise MachineError(f"{path.name} has nothing of {suite}: run with BASE=record, or BASE=measure")
+        raise MachineError(f"{PATH.name} has nothing of {suite}: run with BASE=record, or BASE=measure")
     hand = at_hand(["series", "debug"])
     recorded = section.measured.version.split(".")[:2]
     if recorded != hand.version.split(".")[:2]:
         raise MachineError(
-            f"{path.name} is of Linux {section.measured.version}, base is {hand.version}:"
+            f"{PATH.name} is of Linux {section.measured.version}, base is {hand.version}:"
             " run with BASE=measure, or BASE=record"
         )
     differences = section.measured.differences(hand)
@@ -205,14 +202,7 @@ def recorded_run(section: Section, run: Run, group: str, only: Iterable[str] | N
     return run
 
 
-def compare(
-    suite: str,
-    runs: Iterable[Run],
-    group_of: str,
-    details: bool = False,
-    whole: bool = True,
-    path: Path = PATH,
-) -> Run:
+def compare(suite: str, runs: Iterable[Run], group_of: str, details: bool = False, whole: bool = True) -> Run:
     """A run that fails where the record says something else than was measured.
 
     Tests that fail, crash, hang or make the kernel complain do so in one way or another
@@ -220,13 +210,13 @@ def compare(
     they say. Unless the whole suite ran, other tests of the record are no matter.
     """
     derived = Run(f"record of base ({suite})", "base", derived=True)
-    section = load(path).get(suite)
+    section = load().get(suite)
     if section is None:
-        derived.problem = f"{path.name} has nothing of {suite}"
+        derived.problem = f"{PATH.name} has nothing of {suite}"
         return derived
     differences = section.measured.differences(at_hand(["base"]))
     if differences:
-        derived.problem = f"{path.name} is of another base: {', '.join(differences)}"
+        derived.problem = f"{PATH.name} is of another base: {', '.join(differences)}"
     for run in runs:
         group = getattr(run, group_of)
         known = section.groups.get(group, {})

@@ -20,6 +20,7 @@ def run(**outcomes: Outcome) -> Run:
 class Record(unittest.TestCase):
     def setUp(self) -> None:
         self.path = Path(self.enterContext(tempfile.TemporaryDirectory())) / "record.json"
+        self.enterContext(mock.patch.object(base_record, "PATH", self.path))
         self.set_hand("7.3.4", "a")
 
     def set_hand(self, version: str, config_hash: str) -> None:
@@ -27,13 +28,13 @@ class Record(unittest.TestCase):
         self.enterContext(mock.patch.object(base_record, "at_hand", lambda _flavours=(): hand))
 
     def update(self, *runs: Run, details: bool = False) -> list[str]:
-        return base_record.update("s", runs, "memory_type", details, self.path)
+        return base_record.update("s", runs, "memory_type", details)
 
     def compare(self, *runs: Run, details: bool = False, whole: bool = True) -> Run:
-        return base_record.compare("s", runs, "memory_type", details, whole, self.path)
+        return base_record.compare("s", runs, "memory_type", details, whole)
 
     def use(self) -> Run:
-        section, _ = base_record.use("s", self.path)
+        section, _ = base_record.use("s")
         return base_record.recorded_run(section, Run("base", "base", "test_hmm", "private"), "private")
 
     def test_what_was_measured_is_used(self) -> None:
@@ -87,27 +88,27 @@ class Record(unittest.TestCase):
     def test_another_base(self) -> None:
         self.update(run(a=PASS))
         self.set_hand("7.3.5", "b")
-        _, warnings = base_record.use("s", self.path)
+        _, warnings = base_record.use("s")
         self.assertEqual(len(warnings), 2)
         self.assertIsNotNone(self.compare(run(a=PASS)).problem)
         self.set_hand("7.4", "a")
         with self.assertRaises(MachineError):
-            base_record.use("s", self.path)
+            base_record.use("s")
 
     def test_nothing_recorded(self) -> None:
         with self.assertRaises(MachineError):
-            base_record.use("s", self.path)
+            base_record.use("s")
         self.assertIsNotNone(self.compare(run(a=PASS)).problem)
         self.path.write_text("{")
         with self.assertRaises(MachineError):
-            base_record.use("s", self.path)
+            base_record.use("s")
 
     def test_a_test_a_line(self) -> None:
         self.update(run(b=PASS, a=CRASH), details=True)
         lines = self.path.read_text().splitlines()
-        self.assertIn('    "a": {"outcomes": ["crash"], "detail": []},', lines)
+        self.assertIn('    "a": {"outcomes": ["crash"], "detail": []}', lines)
         before = self.path.read_text()
-        base_record.save(base_record.load(self.path), self.path)
+        base_record.save(base_record.load())
         self.assertEqual(self.path.read_text(), before)
 
 
