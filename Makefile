@@ -10,7 +10,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 # The targets share the tree and the build folders.
 .NOTPARALLEL:
 
-export KERNEL KCONFIG UPGRADE
+export KERNEL KCONFIG UPGRADE FEATURES
 
 # What a target needs, as groups of scripts/deps.
 needs-tree := tree
@@ -34,10 +34,34 @@ needs-rustdoc := lint
 # Everything, for the other targets.
 groups := $(sort $(foreach goal,$(MAKECMDGOALS),$(needs-$(goal))))
 
+# What the patched kernel must have for a target beyond what it always has, see
+# scripts/kernel.
+features-kunit := kunit
+features-clippy := kunit
+features-rustdoc := kunit
+features-bugs := dax
+features-compare := dax
+features-dax := dax
+features-test := dax kunit
+features-test-long := dax kunit
+FEATURES ?= $(sort $(foreach goal,$(MAKECMDGOALS),$(features-$(goal))))
+
 # KCONFIG=debug takes the debug kernel for what runs in the VM.
 $(if $(filter-out debug,$(KCONFIG)),$(error unknown KCONFIG=$(KCONFIG), use KCONFIG=debug))
 kernel-target := $(if $(filter debug,$(KCONFIG)),debug-kernel,kernel)
 kernel-name := $(if $(filter debug,$(KCONFIG)),debug,series)
+$(if $(filter-out measure record,$(BASE)),$(error unknown BASE=$(BASE), use BASE=measure or BASE=record))
+base = $(if $(BASE),--base $(BASE))
+seed = $(if $(SEED),--seed '$(SEED)')
+
+# An old verdict must not outlive a failure, not even one of what a target needs first.
+targets-with-results := run test test-long hmm-tests kunit selftests defects compare bugs dax \
+	check check-drivers cargo-test clippy rustdoc
+old-verdicts := $(patsubst %,build/results/%$(if $(KCONFIG),-$(KCONFIG))/summary.json, \
+	$(filter $(targets-with-results),$(MAKECMDGOALS)))
+ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),) # not for make -n
+$(if $(old-verdicts),$(shell rm -f $(old-verdicts)))
+endif
 
 .PHONY: help
 help:
@@ -75,7 +99,7 @@ tree:
 	@scripts/deps --with-tree $(groups)
 
 kernel: tree
-	@scripts/kernel series
+	@scripts/kernel series $(FEATURES)
 
 kernel-base: tree
 	@scripts/kernel base
@@ -97,23 +121,25 @@ kunit: $(kernel-target)
 	@scripts/kunit_suites.py --kernel $(kernel-name)
 
 selftests: $(kernel-target)
-	@scripts/selftests.py --kernel $(kernel-name) $(if $(DRIVERS),--drivers '$(DRIVERS)') \
+	@scripts/selftests.py --kernel $(kernel-name) $(seed) $(if $(DRIVERS),--drivers '$(DRIVERS)') \
 		$(if $(TYPES),--types '$(TYPES)') -- $(value ARGS)
 
 defects: $(kernel-target)
-	@scripts/defects.py --kernel $(kernel-name) $(if $(filter test_hmm_rs,$(DRIVER)),--driver $(DRIVER))
+	@scripts/defects.py --kernel $(kernel-name) $(seed) $(if $(filter test_hmm_rs,$(DRIVER)),--driver $(DRIVER))
 
 cargo-test: estimate-test tree
 	@scripts/cargo test
 
-compare: kernel kernel-base
-	@scripts/compare.py
+# Results of the unpatched kernel are from scripts/base-record.json, or it is built and
+# booted: BASE=measure compares it with the record, BASE=record makes the record.
+compare: kernel $(if $(BASE),kernel-base)
+	@scripts/compare.py $(base) $(seed)
 
-bugs: kernel kernel-base
-	@scripts/bugs.py $(FILTER)
+bugs: kernel $(if $(BASE),kernel-base)
+	@scripts/bugs.py $(base) $(seed) $(FILTER)
 
-dax: kernel kernel-base
-	@scripts/dax.py $(if $(DRIVERS),--drivers '$(DRIVERS)') $(FILTER)
+dax: kernel $(if $(BASE),kernel-base)
+	@scripts/dax.py $(base) $(if $(DRIVERS),--drivers '$(DRIVERS)') $(FILTER)
 
 .PHONY: check check-drivers clippy rustdoc export
 check: tree
@@ -134,14 +160,11 @@ estimate-run estimate-test:
 
 .PHONY: run test test-long
 run: estimate-run kernel
-	@scripts/hmm_tests.py $(if $(DRIVER),--driver '$(DRIVER)') --types generic \
-		--results build/results/run
-	@scripts/selftests.py --drivers '$(or $(DRIVER),test_hmm_rs)' --types generic \
-		--results build/results/run-selftests
+	@scripts/run.py $(if $(DRIVER),--driver '$(DRIVER)') $(seed)
 
 # Everything that is missing at once.
 test: estimate-test tree
-	@scripts/test
+	@scripts/test.py $(seed)
 
 test-long: tree
-	@scripts/test long
+	@scripts/test.py $(seed) long

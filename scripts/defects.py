@@ -3,9 +3,8 @@
 of the driver in C.
 
 The driver in C gets a VM for each test, because many of them crash or hang its
-kernel; the driver in Rust one for each memory type. Prints a table, and writes KTAP,
-console logs and summary.json to the results folder. What becomes of the driver in C
-is for information: this fails when the driver in Rust does.
+kernel; the driver in Rust one for each memory type. Prints a table. What becomes of the
+driver in C is for information: this fails when the driver in Rust does.
 """
 
 import argparse
@@ -14,26 +13,22 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-import hmm_tests
-import ktap
-import selftests
-import vm
-from hmm_tests import Run
+from harness import guest, kernel_log, ktap, options, selftests, tables, target, vm
+from harness.errors import MachineError
+from harness.guest import C_DRIVER, RUST_DRIVER
+from harness.results import Outcome, Report, Run, Test
 
-C, RUST = hmm_tests.DRIVERS
-RESULTS = vm.BUILD / "results/defects"
+TARGET = "defects"
 GROUP = "defects"
 TIMEOUT = 90  # seconds for a VM of one test, which itself gives up after 60
 
 ROW = re.compile(r"d(\d+)_")
-CRASH = re.compile(
-    r"BUG: unable|BUG: kernel NULL|kernel BUG at|KASAN: |Oops: |general protection fault|"
-    r"Kernel panic|BUG: Bad page|BUG kmalloc"
-)
 
 
-def list_tests(program, filters):
+def list_tests(program: Path, filters: Sequence[str]) -> dict[str, list[str]]:
     """The tests by name, each with its types; the first one shows the defect best."""
     listing = subprocess.run(
         [program, "--list", "--group", GROUP], capture_output=True, text=True, check=True
@@ -45,85 +40,89 @@ def list_tests(program, filters):
         if not filters or any(fnmatch.fnmatchcase(name, f"*{part}*") for part in filters):
             tests[name] = types.split(",")
     if not tests:
-        raise vm.VmError(f"no test matches {' '.join(filters)}")
+        raise MachineError(f"no test matches {' '.join(filters)}")
     return tests
 
 
-def run_c(program, name, memory_type, kernel):
+def run_c(program: Path, name: str, memory_type: str, kernel: str, seed: int, results: Path) -> Run:
     """Boots a VM for one test with the driver in C."""
-    run = Run(kernel, "selftests", C, memory_type)
-    factor = selftests.DEBUG_TIMEOUT_FACTOR if kernel == "debug" else 1
-    arguments = ["--type", memory_type, "--timeout-factor", str(factor), f"{GROUP}.{name}"]
+    run = Run(selftests.SOURCE, kernel, C_DRIVER, memory_type, decides=False)
+    factor = guest.DEBUG_TIMEOUT_FACTOR if kernel == "debug" else 1
+    arguments = ["--type", memory_type, "--seed", str(seed), "--timeout-factor", str(factor)]
+    command = shlex.join([str(program), *arguments, f"{GROUP}.{name}"])
     # The driver may have died, and would not go.
-    command = hmm_tests.with_driver(run, shlex.join([str(program), *arguments]) + "; exit")
+    command = guest.with_driver(run, f"{command}; exit")
     print(f"==> {run.name}: {name}", file=sys.stderr)
-    folder = RESULTS / run.name / name
-    result, output = hmm_tests.boot(run, command, folder, TIMEOUT * factor, None)
+    result, output = guest.boot(run, command, results / run.name / name, TIMEOUT * factor, None)
     cases = {path[-1]: test for path, test in ktap.cases(ktap.parse(output))}
-    test = cases.get(f"{GROUP}.{name}")
-    outcome, reasons = judge(result, test)
-    detail = [] if outcome == "pass" else [*reasons, *(test.log if test else [])]
-    run.tests.append(
-        {"name": f"{GROUP}.{name}", "result": outcome, "seconds": run.seconds, "detail": detail}
-    )
+    case = cases.get(f"{GROUP}.{name}")
+    log = list(case.log) if case else []
+    outcome, reasons = judge(result, ktap.outcome(case) if case else None, log)
+    detail = [] if outcome == Outcome.PASS else [*reasons, *log]
+    run.tests.append(Test(f"{GROUP}.{name}", outcome, run.seconds, detail))
     return run
 
 
-def judge(result, test):
+def judge(result: vm.Result, outcome: Outcome | None, log: Sequence[str]) -> tuple[Outcome, list[str]]:
     """The worst that can be said of a VM with one test, and why."""
-    complaints = [line for splat in result.splats for line in splat]
-    crashes = [line for line in complaints if CRASH.search(line)]
-    if crashes:
-        return "crash", crashes[:1]
-    hung = [line for line in test.log if "hung: " in line] if test else []
+    crash = kernel_log.crash_line(result.splats)
+    if crash:
+        return Outcome.CRASH, [crash]
+    hung = [line for line in log if "hung: " in line]
     if result.timed_out or hung:
-        return "hang", hung or [result.problem()]
+        return Outcome.HANG, hung or [str(result.problem())]
     if result.splats:
-        return "splat", complaints[:1]
-    if test is None:
-        return "crash", [result.problem() or "the test did not run"]
-    return hmm_tests.KTAP_RESULTS.get(test.status.name, "crash"), []
+        return Outcome.SPLAT, [result.splats[0][0]]
+    if outcome is None:
+        return Outcome.CRASH, [result.problem() or "the test did not run"]
+    return outcome, []
 
 
-def run_rust(tests, memory_type, kernel):
-    """Boots a VM for all tests of a memory type with the driver in Rust."""
-    run = Run(kernel, "selftests", RUST, memory_type)
-    names = [f"{GROUP}.{name}" for name in tests]
-    selftests.run_tests(run, RESULTS, names, hmm_tests.TIMEOUT)
-    return run
-
-
-def print_table(tests, runs):
-    """One line for each test, one column for each driver."""
-    width = max(map(len, tests))
-
-    def cell(driver, name):
-        results = {}
-        for run in runs:
-            for test in run.tests:
-                if run.driver == driver and test["name"] == f"{GROUP}.{name}":
-                    results.setdefault(test["result"], []).append(run.type)
-        if driver == RUST and len(results) == 1:
-            return next(iter(results))
-        return ", ".join(f"{result} ({' '.join(types)})" for result, types in results.items()) or "-"
-
-    print("row", "test".ljust(width), C.ljust(20), RUST, sep="  ")
-    for name in tests:
-        row = int(ROW.match(name)[1])
-        print(f"{row:3}", name.ljust(width), cell(C, name).ljust(20), cell(RUST, name), sep="  ")
-
-
-def print_reasons(runs):
+def information(runs: Sequence[Run]) -> Run:
+    """What became of the driver in C, for readers of what has no more than pass and fail."""
+    found = Run("known-defects", driver=C_DRIVER, derived=True)
     for run in runs:
         for test in run.tests:
-            if run.driver == C and test["result"] != "pass":
-                print(f"{test['name']} on {run.type} memory:", *test["detail"][:4], sep="\n    ")
+            if run.driver == C_DRIVER:
+                said = f"{test.outcome} on {run.memory_type} memory"
+                found.tests.append(Test(test.name, Outcome.SKIP, 0, [said]))
+    return found
 
 
-def main():
+def cell(runs: Sequence[Run], driver: str, name: str) -> str:
+    outcomes: dict[Outcome, list[str]] = {}
+    for run in runs:
+        for test in run.tests:
+            if run.driver == driver and test.name == f"{GROUP}.{name}":
+                outcomes.setdefault(test.outcome, []).append(run.memory_type)
+    if driver == RUST_DRIVER and len(outcomes) == 1:
+        return next(iter(outcomes))
+    return ", ".join(f"{outcome} ({' '.join(types)})" for outcome, types in outcomes.items()) or "-"
+
+
+def table(tests: Sequence[str], runs: Sequence[Run]) -> str:
+    """One line for each test, one column for each driver."""
+    rows = [("row", "test", C_DRIVER, RUST_DRIVER)]
+    for name in tests:
+        found = ROW.match(name)
+        number = found[1].lstrip("0") if found else ""
+        rows.append((number, name, cell(runs, C_DRIVER, name), cell(runs, RUST_DRIVER, name)))
+    width = max(map(len, tests))
+    return "".join(f"{r:>3}  {name:{width}}  {c:20}  {rust}\n" for r, name, c, rust in rows)
+
+
+def print_reasons(runs: Sequence[Run]) -> None:
+    for run in runs:
+        for test in run.tests:
+            if run.driver == C_DRIVER and test.outcome != Outcome.PASS:
+                print(f"{test.name} on {run.memory_type} memory:", *test.detail[:4], sep="\n    ")
+
+
+def main() -> Report:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kernel", default="series", choices=("series", "debug"))
-    parser.add_argument("--driver", choices=hmm_tests.DRIVERS, help="only this one")
+    options.add_kernel(parser)
+    options.add_seed(parser)
+    parser.add_argument("--driver", choices=guest.DRIVERS, help="only this one")
     parser.add_argument(
         "--type",
         dest="types",
@@ -133,29 +132,30 @@ def main():
     )
     parser.add_argument("filter", nargs="*", help="a part of the tests' names, or a glob")
     args = parser.parse_args()
+    folder = target.default_folder(TARGET, args.kernel)
 
-    runs = []
-    hmm_tests.write_summary(RESULTS, runs, False)
-    program = selftests.build()
-    tests = list_tests(program, args.filter)
-    if args.driver != C:
-        for memory_type in args.types or selftests.TYPES:
-            of_type = [name for name, types in tests.items() if memory_type in types]
-            if of_type:
-                runs.append(run_rust(of_type, memory_type, args.kernel))
-    ok = all(run.ok() for run in runs)
-    if args.driver != RUST:
-        for name, types in tests.items():
-            wanted = [t for t in types if t in args.types] if args.types else types[:1]
-            runs += [run_c(program, name, t, args.kernel) for t in wanted]
-    if not runs:
-        raise vm.VmError("these tests are not for this memory type")
-    hmm_tests.write_summary(RESULTS, runs, ok)
-    print_reasons(runs)
-    hmm_tests.print_failures([run for run in runs if run.driver == RUST])
-    print_table(tests, runs)
-    return 0 if ok else 1
+    with target.reporting(folder.name, folder, args.seed) as report:
+        program = selftests.build()
+        tests = list_tests(program, args.filter)
+        if args.driver != C_DRIVER:
+            for memory_type in args.types or selftests.TYPES:
+                names = [f"{GROUP}.{name}" for name, types in tests.items() if memory_type in types]
+                if names:
+                    run = Run(selftests.SOURCE, args.kernel, RUST_DRIVER, memory_type)
+                    report.runs.append(run)
+                    selftests.run_tests(run, folder, names, selftests.TIMEOUT, args.seed)
+        if args.driver != RUST_DRIVER:
+            for name, types in tests.items():
+                wanted = [t for t in types if t in args.types] if args.types else types[:1]
+                report.runs += [run_c(program, name, t, args.kernel, args.seed, folder) for t in wanted]
+        if not report.runs:
+            raise MachineError("these tests are not for this memory type")
+        report.runs.append(information(report.runs))
+    print_reasons(report.runs)
+    tables.print_failures(run for run in report.runs if run.driver == RUST_DRIVER)
+    tables.save(table(list(tests), report.runs), folder)
+    return report
 
 
 if __name__ == "__main__":
-    vm.exit_with(main)
+    target.exit_with(main)

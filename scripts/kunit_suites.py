@@ -8,25 +8,28 @@ complains.
 """
 
 import argparse
-import json
 import re
 import sys
+from collections import Counter
+from pathlib import Path
 
-import ktap
-import vm
+from harness import guest, ktap, options, tables, target
+from harness.results import Outcome, Report, Run, Test
 
-RESULTS = vm.BUILD / "results/kunit"
+TARGET = "kunit"
 TIMEOUT = 600  # seconds
 
 # In order of loading, with parameters.
 MODULES = ("zone_device_kunit", "test_hmm_rs device_type=private")
+# Of these nothing may be skipped: the VM has what they need.
+OWN_SUITES = "zone_device"
 
-DOCUMENT = re.compile(r"^\[ *\d+\.\d+\] KTAP version 1$")
+DOCUMENT = re.compile(r"^\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? KTAP version 1$")
 
 
-def documents(console):
-    """The KTAP documents in a console log, each as a list of lines."""
-    found = []
+def documents(console: str) -> list[list[str]]:
+    """The KTAP documents in a console log, each as lines."""
+    found: list[list[str]] = []
     for line in console.splitlines():
         if DOCUMENT.match(line):
             found.append([])
@@ -35,63 +38,61 @@ def documents(console):
     return found
 
 
-def run(kernel):
-    """Boots a VM; returns what happened, and the console log's path."""
-    commands = ["set -e", "exec 2>&1"]
+def boot(run: Run, folder: Path) -> None:
+    """Boots a VM, fills in run."""
+    commands = ["set -e"]
     for module in MODULES:
         commands += [f"modprobe {module}", f"modprobe -r {module.split()[0]}"]
-    console = RESULTS / "console.log"
-    print(f"==> KUnit suites on the {kernel} kernel", file=sys.stderr)
-    result = vm.run(kernel, "\n".join(commands), console, TIMEOUT)
-    print(f"    done in {result.seconds:.0f} s", file=sys.stderr)
-    return result, console
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kernel", default="series", choices=("series", "debug"))
-    args = parser.parse_args()
-
-    result, console = run(args.kernel)
-    ok = vm.report(result, console)
-    if result.status:
-        print(f"error: loading the modules: status {result.status}:", *(l for _, l in result.lines))
-        ok = False
-    suites = {}
-    parsed = [ktap.parse(lines) for lines in documents(console.read_text(errors="replace"))]
+    print(f"==> KUnit suites on the {run.kernel} kernel", file=sys.stderr)
+    result, output = guest.boot(run, "\n".join(commands), folder, TIMEOUT, None)
+    if result.status and not run.problem:
+        run.problem = "\n".join([f"loading the modules: status {result.status}", *output[-5:]])
+    console = (folder / "console.log").read_text(errors="replace")
+    parsed = [ktap.parse(lines) for lines in documents(console)]
+    problems = list(filter(None, map(ktap.problem, parsed)))
     if len(parsed) != 1 + len(MODULES):
-        print(f"error: {len(parsed)} runs of suites, not one at boot and one for each module")
-        ok = False
+        problems.append(f"{len(parsed)} runs of suites, not one at boot and one for each module")
     for document in parsed:
-        problem = ktap.problem(document)
-        if problem:
-            print(f"error: {problem}")
-            ok = False
-        for path, test in ktap.cases(document):
-            suites.setdefault(path[0], []).append((".".join(path), test))
+        for path, case in ktap.cases(document):
+            run.tests.append(new_test(".".join(path), case))
+    run.problem = run.problem or "\n".join(problems) or None
 
-    width = max(map(len, suites), default=0)
-    print("suite".ljust(width), "passed", "skipped", "failed", sep="  ")
-    summary = []
-    for suite, tests in suites.items():
-        results = [test.status.name for _, test in tests]
-        passed, skipped = results.count("SUCCESS"), results.count("SKIPPED")
-        failed = len(results) - passed - skipped
-        print(suite.ljust(width), f"{passed:6}", f"{skipped:7}", f"{failed:6}", sep="  ")
-        for name, test in tests:
-            summary.append({"name": name, "result": test.status.name})
-            if test.status.name == "SUCCESS":
-                continue
-            print(f"    {test.status.name}: {name}", *test.log, sep="\n        ")
-            # The VM has what they need.
-            if test.status.name != "SKIPPED" or suite.startswith("zone_device"):
-                ok = False
-    total = [test["result"] for test in summary]
-    print(f"{total.count('SUCCESS')} of {len(total)} tests passed")
-    text = json.dumps({"target": "kunit", "ok": ok, "kernel": args.kernel, "tests": summary}, indent=1)
-    (RESULTS / "summary.json").write_text(text + "\n")
-    return 0 if ok else 1
+
+def new_test(name: str, case: "ktap.ParsedTest") -> Test:
+    outcome = ktap.outcome(case)
+    detail = [] if outcome == Outcome.PASS else list(case.log)
+    if outcome == Outcome.SKIP and name.startswith(OWN_SUITES):
+        return Test(name, Outcome.FAIL, 0, ["skipped, though the VM has what it needs", *detail])
+    return Test(name, outcome, 0, detail)
+
+
+def table(run: Run) -> str:
+    suites: dict[str, Counter[str]] = {}
+    for test in run.tests:
+        column = "failed" if test.outcome.bad else "skipped" if test.outcome == Outcome.SKIP else "passed"
+        suites.setdefault(test.name.split(".")[0], Counter())[column] += 1
+    width = max([*map(len, suites), len("suite")])
+    lines = [f"{'suite':{width}}  passed  skipped  failed"]
+    for suite, count in suites.items():
+        lines.append(f"{suite:{width}}  {count['passed']:6}  {count['skipped']:7}  {count['failed']:6}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> Report:
+    parser = argparse.ArgumentParser(description=__doc__)
+    options.add_kernel(parser)
+    args = parser.parse_args()
+    folder = target.default_folder(TARGET, args.kernel)
+
+    with target.reporting(folder.name, folder) as report:
+        run = Run("kunit", args.kernel)
+        report.runs = [run]
+        boot(run, folder)
+    tables.save(table(run), folder)
+    tables.print_failures([run])
+    tables.print_totals([run])
+    return report
 
 
 if __name__ == "__main__":
-    vm.exit_with(main)
+    target.exit_with(main)

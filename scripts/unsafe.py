@@ -13,7 +13,7 @@ TOKEN = re.compile(
 )
 
 
-def main():
+def main() -> None:
     total = 0
     for directory in sys.argv[1:]:
         for path in sorted(Path(directory).rglob("*.rs")):

@@ -4,31 +4,42 @@
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::LazyLock;
 
 use nix::libc::O_NONBLOCK;
+use regex_lite::Regex;
 
 const KMSG: &str = "/dev/kmsg";
 
-/// What no test may make the kernel say.
-const COMPLAINTS: &[&str] = &[
-    "WARNING: ",
-    "BUG: ",
-    "BUG at ",
-    "Oops",
-    "general protection fault",
-    "KASAN: ",
-    "UBSAN: ",
-    "possible circular locking",
-    "possible recursive locking",
-    "inconsistent lock state",
-    "suspicious RCU usage",
-    "INFO: task ",
-    "Out of memory: Killed",
-    "Bad page",
-    "list_add corruption",
-    "list_del corruption",
-    "refcount_t: ",
-];
+/// What no test may make the kernel say; the file says how to read it.
+const COMPLAINTS: &str = include_str!("complaints.txt");
+
+static PATTERNS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
+    let regex = |line| Regex::new(line).expect("a regular expression");
+    patterns(COMPLAINTS).into_iter().map(|pattern| regex(pattern.regex)).collect()
+});
+
+/// A line of the list, with the lines after it that it must match.
+#[derive(Debug, PartialEq, Eq)]
+struct Pattern<'a> {
+    regex: &'a str,
+    examples: Vec<&'a str>,
+}
+
+fn patterns(list: &str) -> Vec<Pattern<'_>> {
+    let mut patterns: Vec<Pattern> = Vec::new();
+    for line in list.lines() {
+        match line.strip_prefix('\t') {
+            Some(example) => patterns.last_mut().expect("a pattern").examples.push(example),
+            // Here a crash is no more than another complaint.
+            None if line.is_empty() || line.starts_with('#') || KINDS.contains(&line) => {}
+            None => patterns.push(Pattern { regex: line, examples: Vec::new() }),
+        }
+    }
+    patterns
+}
+
+const KINDS: [&str; 2] = ["crash:", "complaint:"];
 
 /// The kernel's log from when it was opened.
 #[derive(Debug)]
@@ -63,7 +74,7 @@ fn complaint(record: &str) -> Option<String> {
     let (head, text) = record.split_once(';')?;
     let facility = head.split(',').next()?.parse::<u32>().ok()? >> 3;
     let line = text.lines().next()?;
-    let is_complaint = facility == 0 && COMPLAINTS.iter().any(|phrase| line.contains(phrase));
+    let is_complaint = facility == 0 && PATTERNS.iter().any(|pattern| pattern.is_match(line));
     is_complaint.then(|| line.to_owned())
 }
 
@@ -78,5 +89,42 @@ mod tests {
         assert_eq!(complaint("6,101,6,-;test_hmm_rs: loaded\n"), None);
         assert_eq!(complaint("12,101,6,-;daemon: WARNING: low\n"), None);
         assert_eq!(complaint("garbage"), None);
+    }
+
+    #[test]
+    fn each_pattern_matches_its_examples() {
+        for pattern in patterns(COMPLAINTS) {
+            assert!(!pattern.examples.is_empty(), "{} has no example", pattern.regex);
+            let regex = Regex::new(pattern.regex).unwrap();
+            for example in pattern.examples {
+                assert!(regex.is_match(example), "{} does not match: {example}", pattern.regex);
+                assert_eq!(complaint(&format!("4,1,1,-;{example}\n")).unwrap(), example);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_complaint() {
+        for line in [
+            "Spectre V2 : WARNING: Unprivileged eBPF is enabled with eIBRS on",
+            "systemd[1]: WARNING: low on space",
+            "DMA-API: preallocated 65536 debug entries",
+            "rcu: Adjusting geometry for rcu_fanout_leaf=16, nr_cpu_ids=2",
+            "Memory failure: 0x100a01: recovery action for free buddy page: Recovered",
+            "kmemleak: Automatic memory scanning thread started",
+            "kfence: initialized - using 2097152 bytes for 255 objects",
+        ] {
+            assert_eq!(complaint(&format!("4,1,1,-;{line}\n")), None);
+        }
+    }
+
+    #[test]
+    fn comments_and_kinds_are_no_patterns() {
+        let list = "# about\n\ncrash:\nOops\n\tOops: 1\n\tOops: 2\ncomplaint:\nBUG\n";
+        let expected = [
+            Pattern { regex: "Oops", examples: vec!["Oops: 1", "Oops: 2"] },
+            Pattern { regex: "BUG", examples: vec![] },
+        ];
+        assert_eq!(patterns(list), expected);
     }
 }

@@ -1,0 +1,151 @@
+import contextlib
+import io
+import os
+import tempfile
+import time
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from harness import hmm_tests, vm
+from harness.errors import MachineError
+from harness.results import Outcome, Run
+
+BOOT = f'echo "[    0.000000] Linux version 7.3.4" >&2; echo "{vm.BOOTED}"'
+
+
+class FakeVng(unittest.TestCase):
+    """What vm.run() makes of what vng prints, by a program in its place."""
+
+    def setUp(self) -> None:
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        env = os.environ | {"PATH": f"{self.folder}:{os.environ['PATH']}"}
+        for name, value in (
+            ("environment", env),
+            ("kernel_image", Path("vmlinuz")),
+            ("available_mb", 1 << 20),
+        ):
+            self.enterContext(mock.patch.object(vm, name, return_value=value))
+        self.enterContext(mock.patch.object(vm, "accelerator", return_value="tcg"))
+        self.program("qemu-system-x86_64", "exit 1")
+        self.addCleanup(vm.ending.clear)
+        self.addCleanup(vm.at_once.cache_clear)
+        vm.at_once.cache_clear()
+
+    def program(self, name: str, script: str) -> None:
+        (self.folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (self.folder / name).chmod(0o755)
+
+    def run_vng(self, script: str, timeout: float = 20) -> vm.Result:
+        self.program("vng", script)
+        return vm.run("series", "true", self.folder / "boot/console.log", timeout)
+
+    def test_status_and_output(self) -> None:
+        result = self.run_vng(f"{BOOT}; echo hello; exit 3")
+        self.assertEqual((result.status, result.problem()), (3, None))
+        self.assertEqual([line for _, line in result.lines], ["hello"])
+
+    def test_the_kernel_complains(self) -> None:
+        result = self.run_vng(f"{BOOT}; echo '[    1.0] WARNING: mm/x.c:3 at f' >&2")
+        self.assertEqual(result.problem(), "the kernel complained 1 times")
+
+    def test_the_kernel_dies(self) -> None:
+        result = self.run_vng(f"{BOOT}; exit 255")
+        self.assertEqual(result.problem(), "the guest died")
+
+    def test_the_kernel_dies_at_boot(self) -> None:
+        result = self.run_vng('echo "[    0.0] Kernel panic - not syncing: x" >&2; exit 255')
+        self.assertEqual(result.problem(), "the guest died, before the command began")
+
+    def test_a_hang_is_ended_with_all_processes(self) -> None:
+        begin = time.monotonic()
+        result = self.run_vng(f"{BOOT}; sleep 1000 & echo $!; wait", timeout=2)
+        self.assertIn("the guest hung", result.problem() or "")
+        self.assertLess(time.monotonic() - begin, 15)
+        child = int(result.lines[0][1])
+        self.assertFalse(
+            Path(f"/proc/{child}").exists() and "sleep" in Path(f"/proc/{child}/cmdline").read_text()
+        )
+
+    def test_what_is_the_machines_fault(self) -> None:
+        for script, message in (
+            ("echo 'qemu-system-x86_64: cannot allocate memory' >&2; exit 1", "cannot allocate memory"),
+            (f"echo '[ 1.0] virtme-ng-init: {vm.NO_PORTS}' >&2; exit 0", "udev"),
+        ):
+            with self.assertRaisesRegex(MachineError, message):
+                self.run_vng(script)
+        (self.folder / "qemu-system-x86_64").unlink()
+        with (
+            mock.patch.object(vm, "environment", return_value={"PATH": str(self.folder)}),
+            self.assertRaisesRegex(MachineError, "no qemu-system-x86_64"),
+        ):
+            self.run_vng("true")
+
+    def test_an_error_ends_the_other_vms(self) -> None:
+        self.program("vng", f"{BOOT}; sleep 1000 & wait")
+
+        def boot(number: int) -> None:
+            if number:
+                time.sleep(1)
+                raise MachineError("no disk")
+            vm.run("series", "true", self.folder / "boot/console.log", 1000)
+
+        begin = time.monotonic()
+        with self.assertRaisesRegex(MachineError, "no disk|interrupted"):
+            vm.in_parallel(boot, [1, 0])
+        self.assertLess(time.monotonic() - begin, 30)
+        self.assertEqual(vm.running, set())
+
+
+class Memory(unittest.TestCase):
+    def at_once(self, available: int, cores: int = 8) -> int:
+        vm.at_once.cache_clear()
+        self.addCleanup(vm.at_once.cache_clear)
+        with (
+            mock.patch.object(vm, "available_mb", return_value=available),
+            mock.patch.object(vm, "cores", return_value=cores),
+            contextlib.redirect_stderr(io.StringIO()) as said,
+        ):
+            number = vm.at_once()
+        self.assertEqual(bool(said.getvalue()), number < min(cores, vm.AT_ONCE))
+        return number
+
+    def test_how_many_fit(self) -> None:
+        self.assertEqual(self.at_once(64000), vm.AT_ONCE)
+        self.assertEqual(self.at_once(64000, cores=1), 1)
+        self.assertEqual(self.at_once(7000), 1)
+        with self.assertRaisesRegex(MachineError, "3000 MB are available"):
+            self.at_once(3000)
+
+    def test_this_machine_has_some(self) -> None:
+        self.assertGreater(vm.available_mb(), 0)
+
+
+class Progress(unittest.TestCase):
+    def test_what_hmm_tests_print(self) -> None:
+        run = Run("series", "series")
+        progress = hmm_tests.Progress(run, 3)
+        lines = """TAP version 13
+1..3
+# Starting 3 tests from 1 test cases.
+#  RUN           hmm.private.good ...
+#            OK  hmm.private.good
+ok 1 hmm.private.good
+#  RUN           hmm.private.skipped ...
+ok 2 hmm.private.skipped # SKIP no hugetlb
+#  RUN           hmm.private.bad ...
+# hmm-tests.c:1:bad:Expected 1 (1) == 2 (2)
+not ok 3 hmm.private.bad
+#  RUN           hmm.private.crashed ..."""
+        for seconds, line in enumerate(lines.splitlines()):
+            progress.line(seconds, line)
+        self.assertEqual(list(run.outcomes().values()), [Outcome.PASS, Outcome.SKIP, Outcome.FAIL])
+        self.assertEqual(
+            [test.detail for test in run.tests[1:]],
+            [["no hugetlb"], ["hmm-tests.c:1:bad:Expected 1 (1) == 2 (2)"]],
+        )
+        self.assertEqual(progress.current, "hmm.private.crashed")
+
+
+if __name__ == "__main__":
+    unittest.main()

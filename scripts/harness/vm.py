@@ -1,0 +1,317 @@
+"""Boots a kernel from build/modules in a VM and runs a command in it.
+
+The VM's root file system is the host's, read-only; /tmp is its own. The command
+sees two regions of special-purpose memory, SPM_ADDR_DEV0 and SPM_ADDR_DEV1 in
+its environment.
+"""
+
+import functools
+import os
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+from harness import kernel_log
+from harness.environment import cores
+from harness.errors import MachineError
+from harness.paths import BUILD, environment
+
+MEMORY_MB = 4096
+# What QEMU needs beside the guest's memory.
+QEMU_MB = 512
+CPUS = 2
+# VMs: few tests use more than one CPU.
+AT_ONCE = 2
+# With this much memory, QEMU's q35 has RAM from 4 GB on.
+SPM_START = 0x1_0000_0000
+SPM_DEVICE_SIZE = 256 << 20
+SPM_DEVICES = 4  # coherent and generic, two of each
+SPM_ADDRS = (SPM_START, SPM_START + SPM_DEVICE_SIZE)
+
+CMDLINE = [
+    "nokaslr",  # its parser of memmap= does not know '%'
+    f"memmap={SPM_DEVICES * SPM_DEVICE_SIZE >> 20}M%{SPM_START:#x}-1+0xefffffff",
+    "ignore_loglevel",
+    # udev would load it for the SPM, and device-dax take that from the test drivers.
+    "modprobe.blacklist=dax_hmem",
+]
+# Emulated string instructions are slower than the kernel's unrolled loops.
+CMDLINE_WITHOUT_KVM = ["clearcpuid=rep_good,erms,fsrm,fsrs"]
+# With five levels of page tables, KASAN reports what an interrupt touches while
+# identify_boot_cpu() has cleared X86_FEATURE_LA57: rare, and no matter of ours.
+CMDLINE_OF_DEBUG = ["no5lvl"]
+
+# What the guest prints first: it has booted, and what follows is the command's.
+BOOTED = "the command begins"
+# What its init says when what it prints goes to the console, and cannot be told from
+# what the kernel says: no udev has made names for the ports.
+NO_PORTS = "cannot find script I/O ports"
+
+OnLine = Callable[[float, str], None]
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+@dataclass
+class Result:
+    status: int | None = None  # the command's; None: it did not end
+    booted: bool = False
+    timed_out: bool = False
+    seconds: float = 0.0
+    lines: list[tuple[float, str]] = field(default_factory=list)  # seconds, output
+    splats: list[list[str]] = field(default_factory=list)  # the first lines of each
+    console_tail: list[str] = field(default_factory=list)
+
+    def problem(self) -> str | None:
+        """Why the run has failed as a whole, or None."""
+        when = "" if self.booted else ", before the command began"
+        if self.timed_out:
+            return f"the guest hung: no end after {self.seconds:.0f} s{when}"
+        if self.status is None:
+            return f"the guest died{when}"
+        if self.splats:
+            return f"the kernel complained {len(self.splats)} times"
+        return None
+
+
+@functools.cache
+def accelerator() -> str:
+    """KVM if QEMU gets as far as the first instruction with it; /dev/kvm alone says little."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg"
+    probe = "qemu-system-x86_64 -machine q35,accel=kvm -cpu host -S -nodefaults -display none -monitor stdio"
+    try:
+        done = subprocess.run(
+            probe.split(), input=b"quit\n", capture_output=True, timeout=10, check=False, env=environment()
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "tcg"
+    return "tcg" if done.returncode else "kvm"
+
+
+def kernel_image(flavour: str) -> Path:
+    images = sorted((BUILD / "modules/lib/modules").glob(f"*-{flavour}/vmlinuz"))
+    if not images:
+        raise MachineError(f"no {flavour} kernel in build/modules")
+    return images[-1]
+
+
+def find_tool(name: str) -> str:
+    path = shutil.which(name, path=environment()["PATH"])
+    if not path:
+        raise MachineError(f"no {name}: run 'make deps'")
+    return path
+
+
+def fields(path: Path) -> dict[str, int]:
+    """The numbers in a file of lines like 'name: 12 kB'."""
+    try:
+        lines = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdecimal()}
+
+
+def available_mb() -> int:
+    """Memory that VMs may use: the machine's, and what a container's limit leaves."""
+    available = fields(Path("/proc/meminfo"))["MemAvailable"] >> 10
+    cgroup = Path("/sys/fs/cgroup")
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+    except (OSError, ValueError):  # there is none
+        return available
+    # The page cache counts, but goes when memory is needed.
+    cache = fields(cgroup / "memory.stat").get("file", 0)
+    return min(available, (limit - used + cache) >> 20)
+
+
+@functools.cache
+def at_once() -> int:
+    """How many VMs run at a time, by memory and cores before the first one."""
+    wanted = min(AT_ONCE, cores())
+    available, each = available_mb(), MEMORY_MB + QEMU_MB
+    fit = available // each
+    if fit < 1:
+        raise MachineError(f"a VM takes {each} MB of memory, and {available} MB are available")
+    if fit < wanted:
+        print(f"==> one VM at a time: {available} MB of memory are available", file=sys.stderr)
+    return min(wanted, fit)
+
+
+def vng_command(flavour: str, options: Iterable[str] = (), devices: Iterable[str] = ()) -> list[str]:
+    find_tool("qemu-system-x86_64")
+    kvm = accelerator() == "kvm"
+    command = [find_tool("vng"), "--verbose", "--disable-microvm", "--force-9p"]
+    command += ["--cpus", str(CPUS), "-m", f"{MEMORY_MB}M"]
+    if not kvm:
+        command += ["--disable-kvm"]
+    command += ["--run", str(kernel_image(flavour))]
+    cmdline = [*CMDLINE, *options]
+    if not kvm:
+        cmdline += CMDLINE_WITHOUT_KVM
+    if flavour == "debug":
+        cmdline += CMDLINE_OF_DEBUG
+    for option in cmdline:
+        command += ["--append", option]
+    if devices:
+        command.append("--qemu-opts=" + " ".join(f"-device {device}" for device in devices))
+    return command
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends vng, and QEMU with it, which may outlive its parent."""
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sig)
+            process.wait(5)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
+
+
+running: set[subprocess.Popen[bytes]] = set()  # vng's, of which threads may have one each
+
+
+ending = threading.Event()  # set when all VMs are to end, of which then nothing is a result
+
+
+def stop_all() -> None:
+    ending.set()
+    for process in list(running):
+        stop(process)
+
+
+def end_on_signal(number: int, _frame: FrameType | None) -> None:
+    stop_all()
+    sys.exit(128 + number)
+
+
+def read_lines(
+    process: subprocess.Popen[bytes], result: Result, timeout: float, on_line: OnLine | None
+) -> None:
+    """Until the guest is gone, or the time is over."""
+    start = time.monotonic()
+    pending = b""
+    assert process.stdout
+    while True:
+        left = start + timeout - time.monotonic()
+        if left <= 0:
+            result.timed_out = True
+            return
+        if not select.select([process.stdout], [], [], min(left, 1))[0]:
+            if process.poll() is not None:
+                return
+            continue
+        chunk = os.read(process.stdout.fileno(), 65536)
+        if not chunk:
+            return
+        *whole, pending = (pending + chunk).split(b"\n")
+        for raw in whole:
+            line = raw.decode(errors="replace").rstrip("\r")
+            seconds = time.monotonic() - start
+            if not result.booted and line.endswith(BOOTED):
+                result.booted = True
+                continue
+            result.lines.append((seconds, line))
+            if on_line:
+                on_line(seconds, line)
+
+
+def run(
+    flavour: str,
+    command: str,
+    console_log: Path,
+    timeout: float,
+    on_line: OnLine | None = None,
+    options: Iterable[str] = (),
+    devices: Sequence[str] = (),
+) -> Result:
+    """Runs a shell command in a VM; calls on_line(seconds, line) as it prints.
+
+    options are for the kernel's command line, devices QEMU's.
+    """
+    at_once()
+    console_log.parent.mkdir(parents=True, exist_ok=True)
+    # By a script: the kernel's command line has no room for a long command.
+    script = console_log.parent / "command.sh"
+    exports = " ".join(f"SPM_ADDR_DEV{i}={addr:#x}" for i, addr in enumerate(SPM_ADDRS))
+    script.write_text(f"echo {shlex.quote(BOOTED)}\nexport {exports}\n{command}\n")
+    execute = f"bash {shlex.quote(str(script.resolve()))}"
+    argv = [*vng_command(flavour, options, devices), "--exec", execute]
+    result = Result()
+    start = time.monotonic()
+    with open(console_log, "wb") as console:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=console,
+            env=environment(),
+            start_new_session=True,
+        )
+        running.add(process)
+        try:
+            read_lines(process, result, timeout, on_line)
+        finally:
+            if result.timed_out or sys.exc_info()[0]:
+                stop(process)
+            status = process.wait()
+            running.remove(process)
+            if process.stdout:
+                process.stdout.close()
+    if ending.is_set():
+        raise MachineError("interrupted")
+    result.seconds = time.monotonic() - start
+    text = console_log.read_text(errors="replace")
+    result.console_tail = text.splitlines()[-25:]
+    result.splats = kernel_log.find_splats(text)
+    # vng answers 255 when the guest ended without the command's status.
+    if not result.timed_out and status != 255:
+        result.status = status
+    if not result.booted and not result.timed_out:
+        spoke = any(map(kernel_log.PRINTK_LINE.match, text.splitlines()))
+        if NO_PORTS in text:
+            raise MachineError("no udev in the guest, whose root file system is this one's: run 'make deps'")
+        if not spoke:
+            raise MachineError("\n    ".join([f"QEMU does not start ({console_log}):", *result.console_tail]))
+        result.status = None
+    return result
+
+
+def in_parallel(function: Callable[[Item], Value], items: Iterable[Item]) -> list[Value]:
+    """Calls a function that boots VMs for each item, for a few of them at once."""
+    with ThreadPoolExecutor(at_once()) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop_all()
+            raise
+
+
+def report(result: Result, console_log: Path) -> bool:
+    """Says what was wrong with a run; True if nothing was."""
+    problem = result.problem()
+    if problem is None:
+        return True
+    print(f"error: {problem} (console: {console_log})", file=sys.stderr)
+    shown = result.splats[:3]
+    for splat in shown:
+        print("", *splat, sep="\n    ", file=sys.stderr)
+    if len(result.splats) > len(shown):
+        print(f"    ... and {len(result.splats) - len(shown)} more", file=sys.stderr)
+    if result.timed_out or result.status is None:
+        print("last lines of the console:", *result.console_tail, sep="\n    ", file=sys.stderr)
+    return False
