@@ -117,3 +117,7 @@ test:
 
 test-long:
 	@scripts/test long
+
+.PHONY: test-deps
+test-deps:
+	@scripts/test-deps $(FILTER)
