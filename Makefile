@@ -10,7 +10,29 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 # The targets share the tree and the build folders.
 .NOTPARALLEL:
 
-export KERNEL KCONFIG
+export KERNEL KCONFIG UPGRADE
+
+# What a target needs, as groups of scripts/deps.
+needs-tree := tree
+needs-kernel := kernel
+needs-kernel-base := kernel
+needs-debug-kernel := kernel
+needs-vm := kernel vm
+needs-hmm-tests := kernel vm
+needs-kunit := kernel vm
+needs-run := kernel vm program
+needs-selftests := kernel vm program
+needs-defects := kernel vm program
+needs-bugs := kernel vm program dax
+needs-compare := kernel vm program dax
+needs-dax := kernel vm dax
+needs-cargo-test := tree cargo-test
+needs-check := check
+needs-check-drivers := sparse
+needs-clippy := lint
+needs-rustdoc := lint
+# Everything, for the other targets.
+groups := $(sort $(foreach goal,$(MAKECMDGOALS),$(needs-$(goal))))
 
 # KCONFIG=debug takes the debug kernel for what runs in the VM.
 $(if $(filter-out debug,$(KCONFIG)),$(error unknown KCONFIG=$(KCONFIG), use KCONFIG=debug))
@@ -24,7 +46,7 @@ help:
 	@echo 'make test           everything that CI runs: check, check-drivers, cargo-test, kunit,'
 	@echo '                    compare, selftests, dax (one driver of each kind), clippy, rustdoc'
 	@echo 'make test-long      all that there is, also on the debug kernel; takes hours'
-	@echo 'make deps           install what is missing'
+	@echo 'make deps           install what is missing for all targets; UPGRADE=yes may upgrade'
 	@echo 'make tree           build/linux: base kernel and series, KERNEL=/path for your tree'
 	@echo 'make kernel         build/kernel, the patched kernel'
 	@echo 'make kernel-base    build/base, the unpatched kernel'
@@ -46,10 +68,11 @@ help:
 
 .PHONY: deps tree kernel kernel-base debug-kernel
 deps:
-	@scripts/deps
+	@scripts/deps $(groups)
 
-tree: deps
-	@scripts/tree
+# Makes the tree while it compiles what is missing.
+tree:
+	@scripts/deps --with-tree $(groups)
 
 kernel: tree
 	@scripts/kernel series
@@ -112,10 +135,11 @@ run: kernel
 	@scripts/selftests.py --drivers '$(or $(DRIVER),test_hmm_rs)' --types generic \
 		--results build/results/run-selftests
 
-test:
+# Everything that is missing at once.
+test: tree
 	@scripts/test
 
-test-long:
+test-long: tree
 	@scripts/test long
 
 .PHONY: test-deps

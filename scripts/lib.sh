@@ -5,56 +5,132 @@
 
 set -euo pipefail
 
+say()  { printf '==> %s\n' "$*" >&2; }
+die()  { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# What other programs print is read here, and must not be translated.
+unset LANGUAGE
+export LC_ALL=C
+
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=$top/build
-# Downloads that another clone can use again; never needed.
-cache=${XDG_CACHE_HOME:-${HOME:-$build}/.cache}/managed-generic
+# Downloads and tools that another clone can use again; never needed.
+cache=${XDG_CACHE_HOME:-${HOME:-}/.cache}/managed-generic
+if ! { mkdir -p "$cache" && [ -w "$cache" ]; } 2>/dev/null; then
+	cache=$build/cache
+	export XDG_CACHE_HOME=$cache CARGO_HOME=${CARGO_HOME:-$cache/cargo}
+fi
+for folder in "$top" "$cache"; do
+	case $folder in
+	*[[:space:]:\'\"\\\#\$%\&\;]*)
+		die "make and the kernel's build cannot work in a folder with a space, a colon or one of '\"\\#\$%&; in its path: $folder" ;;
+	esac
+done
+mkdir -p "$build/log" "$cache" || die "cannot write to $build"
 
 base_version=7.3		# the series applies to this release of Linux
 linux=$build/linux		# git tree: tag base, branch series
 linux_base=$build/linux-base	# worktree of base, for the unpatched kernel
 linux_scratch=$build/linux-scratch # worktree to apply patches and build commits in
 patches=$top/patches
-export PATH=$build/venv/bin:$cache/bindgen/bin:$cache/fsx/bin:$PATH
+# Not everybody has the folders of root's programs in PATH.
+export PATH=$build/venv/bin:$cache/bindgen/bin:$cache/fsx/bin:$cache/qemu/bin:$PATH:/usr/sbin:/sbin
 
-# The user's git settings (signatures, hooks, formats) are not for our trees.
+# The user's git settings (signatures, hooks, formats) are not for our trees, but for
+# those on whose trees may be read, and how to get to the network.
+use_own_git_config() {
+	local config=$build/gitconfig variables entry
+	[ "${GIT_CONFIG_GLOBAL:-}" != "$config" ] || return 0
+	mapfile -t variables < <(git rev-parse --local-env-vars)
+	unset "${variables[@]}"
+	: >"$config.$$"
+	while IFS= read -r -d '' entry; do
+		git config --file "$config.$$" --add "${entry%%$'\n'*}" "${entry#*$'\n'}"
+	done < <(git config --global --includes --null --get-regexp '^(safe\.directory|https?\.|url\.)' 2>/dev/null)
+	mv "$config.$$" "$config"
+	export GIT_CONFIG_GLOBAL=$config
+}
 if command -v git >/dev/null; then
-	mapfile -t git_variables < <(git rev-parse --local-env-vars)
-	unset "${git_variables[@]}"
+	use_own_git_config
 fi
-export GIT_CONFIG_GLOBAL=/dev/null
 
-say()  { printf '==> %s\n' "$*" >&2; }
-die()  { printf 'error: %s\n' "$*" >&2; exit 1; }
+# For one script at a time: what it changes, another would find half done. Those that it
+# calls are part of it, and when it is killed, they keep the lock until they end.
+take_lock() {
+	local lock=$build/lock
+	[ "${BUILD_LOCK:-}" != "$lock" ] || return 0
+	exec {lock_fd}>>"$lock"
+	if ! flock --nonblock "$lock_fd"; then
+		say "waiting for $(tail -n 1 "$lock"), which works in $build"
+		flock "$lock_fd"
+	fi
+	printf '%s\n' "$(basename "$0") (process $$)" >"$lock"
+	export BUILD_LOCK=$lock
+}
 
 # Runs a long command with its output in a log; shows that it is alive, and the
 # end of the log when it fails.
-run_logged() {
-	local log=$1 what=$2 start=$SECONDS shown=0 pid
+run_logged() { # log, what it is, command...
+	local log=$1 what=$2
+	shift 2
+	say "$what"
+	jobs_begin
+	job_begin "$(basename "$log")" "$log" "$@"
+	jobs_end
+}
+
+# Several of them at the same time: jobs_begin, job_begin for each, jobs_end.
+jobs_begin() {
+	declare -gA job_pids=() job_logs=()
+	trap 'end_jobs; exit 130' INT TERM HUP
+}
+
+job_begin() { # name, log, command...
+	local name=$1 log=$2
 	shift 2
 	mkdir -p "$(dirname "$log")"
-	say "$what"
 	# A process group of its own, so that all of it can be ended.
 	set -m
 	"$@" >"$log" 2>&1 </dev/null &
-	pid=$!
+	job_pids[$name]=$!
+	job_logs[$name]=$log
 	set +m
-	trap 'kill -- -"$pid" 2>/dev/null; wait "$pid"; exit 130' INT TERM HUP
-	while kill -0 "$pid" 2>/dev/null; do
-		sleep 1
+}
+
+jobs_end() {
+	local start=$SECONDS shown=0 name log
+	while ((${#job_pids[@]})); do
+		sleep 0.2
+		for name in "${!job_pids[@]}"; do
+			! kill -0 "${job_pids[$name]}" 2>/dev/null || continue
+			if ! wait "${job_pids[$name]}"; then
+				log=${job_logs[$name]}
+				unset "job_pids[$name]"
+				end_jobs
+				grep -E 'error|Error|fatal' "$log" | head -n 10 >&2 || true
+				tail -n 15 "$log" >&2
+				die "$name failed, see $log"
+			fi
+			unset "job_pids[$name]"
+			printf '    %3d s  %s: done\n' $((SECONDS - start)) "$name" >&2
+		done
 		if ((SECONDS - start - shown >= 30)); then
 			shown=$((SECONDS - start))
-			printf '    %3d s  %s\n' "$shown" \
-				"$(tail -n 1 "$log" | tr -d '\r' | cut -c1-90)" >&2
+			for name in "${!job_pids[@]}"; do
+				printf '    %3d s  %s: %s\n' "$shown" "$name" \
+					"$(tail -n 1 "${job_logs[$name]}" | tr -d '\r' | cut -c1-90)" >&2
+			done
 		fi
 	done
 	trap - INT TERM HUP
-	if ! wait "$pid"; then
-		grep -E 'error|Error|fatal' "$log" | head -n 10 >&2 || true
-		tail -n 15 "$log" >&2
-		die "$what: failed, see $log"
-	fi
-	printf '    done in %d s\n' $((SECONDS - start)) >&2
+}
+
+end_jobs() {
+	local pid
+	for pid in "${job_pids[@]}"; do
+		kill -- -"$pid" 2>/dev/null || true
+	done
+	wait
 }
 
 have() { command -v "$1" >/dev/null; }
@@ -63,67 +139,101 @@ version_at_least() { # HAVE WANTED
 	[ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]
 }
 
-# The kernel's Makefile takes LLVM=-19 for clang-19, ld.lld-19 and so on.
+works() { "$@" >/dev/null 2>&1 </dev/null; }
+
+# The first version number that a program prints of itself.
+version_of() { # program
+	"$1" --version 2>/dev/null </dev/null | grep -oE -m 1 '[0-9]+\.[0-9]+(\.[0-9]+)?' | head -n 1
+}
+
+program_at_least() { # program, version
+	local version
+	version=$(version_of "$1") && version_at_least "$version" "$2"
+}
+
+# Suffix of clang, ld.lld and so on: what is plainly in PATH if that is new enough.
 find_llvm() {
-	local suffix
-	for suffix in -19 -20 -21 -18 -17; do
-		if have "clang$suffix" && have "ld.lld$suffix" && have "llvm-ar$suffix"; then
-			printf '%s\n' "$suffix"
-			return
-		fi
+	local suffix tool
+	for suffix in '' -19 -20 -21 -22 -18 -17; do
+		for tool in ld.lld llvm-ar llvm-nm llvm-objcopy llvm-strip llvm-readelf; do
+			have "$tool$suffix" || continue 2
+		done
+		program_at_least "clang$suffix" 17.0.1 || continue
+		printf '%s\n' "$suffix"
+		return
 	done
 	return 1
 }
 
-# A rustc that is new enough and comes with the source of its library.
-find_rustc() {
-	local rustc
+# The folder of the libclang that belongs to a clang, for bindgen.
+libclang_folder() { # suffix
+	local folder
+	folder=$(dirname "$(dirname "$(readlink -f "$(command -v "clang$1")")")")/lib
+	compgen -G "$folder/libclang*.so*" | grep -qv 'libclang-cpp' && printf '%s\n' "$folder"
+}
+
+# A rustc that is new enough and comes with the source of its library. Asked for more
+# tools, one that has them beside it.
+find_rustc() { # tool...
+	local rustc tool
 	for rustc in "${RUSTC:-}" rustc /usr/bin/rustc; do
 		rustc=$(command -v "$rustc") || continue
-		version_at_least "$("$rustc" --version 2>/dev/null | cut -d' ' -f2)" 1.85.0 &&
-		[ -e "$("$rustc" --print sysroot)/lib/rustlib/src/rust/library/core/src/lib.rs" ] &&
-			printf '%s\n' "$rustc" && return
+		program_at_least "$rustc" 1.85.0 || continue
+		[ -e "$("$rustc" --print sysroot)/lib/rustlib/src/rust/library/core/src/lib.rs" ] || continue
+		for tool in "$@"; do
+			works "$(dirname "$rustc")/$tool" --version || continue 2
+		done
+		printf '%s\n' "$rustc"
+		return
 	done
 	return 1
 }
 
-# For selftests/: with what edition 2024 and its lock file need, clippy and rustfmt.
-find_cargo() {
-	local cargo
+# For selftests/, with what edition 2024 and its lock file need, and with the subcommands.
+find_cargo() { # subcommand...
+	local cargo command
 	for cargo in "${CARGO:-}" cargo /usr/bin/cargo; do
 		cargo=$(command -v "$cargo") || continue
-		version_at_least "$("$cargo" --version 2>/dev/null | cut -d' ' -f2)" 1.85.0 &&
-		"$cargo" clippy --version >/dev/null 2>&1 &&
-		"$cargo" fmt --version >/dev/null 2>&1 &&
-			printf '%s\n' "$cargo" && return
+		program_at_least "$cargo" 1.85.0 || continue
+		program_at_least "$(dirname "$cargo")/rustc" 1.85.0 || continue
+		for command in "$@"; do
+			works run_cargo "$cargo" "$command" -h || continue 2
+		done
+		printf '%s\n' "$cargo"
+		return
 	done
 	return 1
 }
 
-have_bindgen() {
-	local version
-	version=$(bindgen --version 2>/dev/null | cut -d' ' -f2)
-	[ -n "$version" ] && version_at_least "$version" 0.71.1
+# With the rustc that belongs to it.
+run_cargo() { # cargo, argument...
+	PATH=$(dirname "$1"):$PATH "$@"
 }
+
+have_bindgen() { program_at_least bindgen 0.71.1; }
+have_qemu() { program_at_least qemu-system-x86_64 7.2; }
 
 # Everything that builds a kernel: kernel_make flavour [target...]
 kernel_make() {
-	local flavour=$1 source=$linux arch=() cc=clang llvm rustc bin
+	local flavour=$1 source=$linux arch=() suffix cc rustc='' bin libclang
 	shift
 	case $flavour in
 	base|base-drivers) source=$linux_base ;;
 	bisect)	source=$linux_scratch ;;
 	powerpc-drivers) arch=(ARCH=powerpc) ;;
 	esac
-	llvm=$(find_llvm) || die "no clang 17 or later with lld, run 'make deps'"
-	rustc=$(find_rustc) || die "no rustc 1.85 or later with its library source, run 'make deps'"
+	suffix=$(find_llvm) || die "no clang 17 or later with lld and LLVM's tools, run 'make deps'"
+	[ "$flavour" != clippy ] || rustc=$(find_rustc clippy-driver rustfmt) || true
+	[ -n "$rustc" ] || rustc=$(find_rustc) ||
+		die "no rustc 1.85 or later with its library source, run 'make deps'"
 	bin=$(dirname "$rustc")
-	cc=clang$llvm
+	cc=clang$suffix
+	libclang=$(libclang_folder "$suffix") && export LIBCLANG_PATH=$libclang
 	if command -v ccache >/dev/null; then
 		cc="ccache $cc"
 		export CCACHE_DIR=$cache/ccache CCACHE_MAXSIZE=5G
 	fi
-	make -C "$source" O="$(kernel_dir "$flavour")" "${arch[@]}" LLVM="$llvm" CC="$cc" \
+	make -C "$source" O="$(kernel_dir "$flavour")" "${arch[@]}" LLVM="${suffix:-1}" CC="$cc" \
 		RUSTC="$rustc" HOSTRUSTC="$rustc" RUSTDOC="$bin/rustdoc" \
 		RUSTFMT="$bin/rustfmt" CLIPPY_DRIVER="$bin/clippy-driver" \
 		LOCALVERSION="-$flavour" -j"$(nproc)" "$@"

@@ -30,14 +30,34 @@ mark_applied() {
 	{ patches_id; git -C "$linux" rev-parse series; } >"$applied"
 }
 
+# What a git that was killed leaves behind stops the next one. Nobody but the holder of
+# our lock calls git here, or somebody by hand.
+drop_stale_locks() {
+	local locks process
+	mapfile -t locks < <(find "$linux/.git" -name objects -prune -o -name '*.lock' -print)
+	((${#locks[@]})) || return 0
+	for process in /proc/[0-9]*; do
+		[ "$(cat "$process/comm" 2>/dev/null)" = git ] || continue
+		case $(readlink "$process/cwd") in
+		"$linux"*) die "a git (process ${process#/proc/}) is at work in $(readlink "$process/cwd")" ;;
+		esac
+	done
+	say "removing what a git that was interrupted has left: ${locks[*]}"
+	rm -f "${locks[@]}"
+}
+
+clean_scratch() {
+	# Where worktree add was interrupted, this is still there.
+	[ ! -e "$linux/.git/worktrees/$(basename "$linux_scratch")/locked" ] &&
+	{ git -C "$linux_scratch" am --abort || true; } &&
+	git -C "$linux_scratch" checkout --quiet --force --detach base &&
+	git -C "$linux_scratch" clean -fdxq
+} 2>/dev/null
+
 # Runs a command with the path of $linux_scratch, clean and at base.
 with_base_worktree() {
-	git -C "$linux" worktree prune
-	if [ -d "$linux_scratch" ]; then
-		git -C "$linux_scratch" am --abort 2>/dev/null || true
-		git -C "$linux_scratch" checkout --quiet --force --detach base
-		git -C "$linux_scratch" clean -fdxq
-	else
+	if ! clean_scratch; then
+		rm -rf "$linux_scratch" "$linux/.git/worktrees/$(basename "$linux_scratch")"
 		git -C "$linux" worktree add --quiet --detach "$linux_scratch" base
 	fi
 	"$@" "$linux_scratch"
