@@ -7,7 +7,13 @@ from typing import Any
 
 from test_deps.chroot import PROJECT, PROJECT_CACHE, Chroot, Failure
 
-DEPS = "scripts/deps run"
+
+def deps(target: str) -> str:
+    """The command that installs what a target of the Makefile needs."""
+    return f"scripts/deps $(make --eval 'needs: ; @echo $(needs-{target})' needs)"
+
+
+DEPS = deps("run")
 ALL = ("bookworm", "trixie", "sid")
 # What `make run` does without.
 NOT_FOR_RUN = ("daxctl", "fio", "ndctl", "rust-clippy", "rust-web-clippy", "shellcheck", "sparse", "xfsprogs")
@@ -140,8 +146,8 @@ def bindgen_of_debian(chroot: Chroot) -> None:
 
 @case("bookworm", "trixie", on="plain")
 def deps_of_test(chroot: Chroot) -> None:
-    """What make test needs."""
-    deps_keep_packages(chroot, "scripts/deps test")
+    """What make test needs, which is everything."""
+    deps_keep_packages(chroot, "scripts/deps")
     chroot.good(". scripts/lib.sh; cargo=$(find_cargo) && $cargo clippy --version && $cargo fmt --version")
     for tool in ("fsx", "fio", "ndctl", "daxctl", "mkfs.xfs", "mkfs.ext4", "shellcheck", "sparse"):
         chroot.good(f". scripts/lib.sh; command -v {tool}")
@@ -260,7 +266,7 @@ def rustup_without_clippy(chroot: Chroot) -> None:
         sed -i 's/^ *//' /usr/local/bin/cargo
         chmod +x /usr/local/bin/cargo
     """)
-    deps_keep_packages(chroot, "scripts/deps check")
+    deps_keep_packages(chroot, deps("check") + " && " + deps("clippy"))
     chroot.good('. scripts/lib.sh; cargo=$(find_cargo) && "$cargo" clippy --version')
 
 
@@ -410,7 +416,7 @@ def no_network(chroot: Chroot) -> None:
     """What is there is enough for make run; what is not there is named."""
     before = chroot.packages()
     chroot.good(DEPS, network=False, timeout=60)
-    output = chroot.bad("scripts/deps test", network=False, timeout=120)
+    output = chroot.bad(deps("dax"), network=False, timeout=120)
     expect_in("error: .*network", output)
     expect_in(r"\bfio\b", output)
     output = chroot.bad("scripts/fetch-kernel", network=False, timeout=120)
