@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from test_deps.chroot import PROJECT, PROJECT_CACHE, Chroot, Failure
+from test_deps.chroot import PROJECT, PROJECT_CACHE, Chroot, CaseError
 
 
 def deps(target: str) -> str:
@@ -79,7 +79,7 @@ def case(*suites: str, on: str = "", layers: tuple[str, ...] = ()) -> Callable[[
 def expect(condition: object, message: str) -> None:
     """Fails the case."""
     if not condition:
-        raise Failure(message)
+        raise CaseError(message)
 
 
 def expect_in(text: str, output: str) -> None:

@@ -44,7 +44,7 @@ chroot "$root" "$@" || exit $?
 """
 
 
-class Failure(Exception):
+class CaseError(Exception):
     """A case has failed."""
 
 
@@ -205,7 +205,7 @@ class Chroot:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill(process)
-            raise Failure(f"not done after {timeout:.0f} s: {command}") from None
+            raise CaseError(f"not done after {timeout:.0f} s: {command}") from None
         finally:
             self.kill(process)
         with self.log.open("a", encoding="utf-8") as output:
@@ -222,11 +222,11 @@ class Chroot:
         try:
             while message.encode() not in self.log.read_bytes()[offset:]:
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise Failure(f"no message '{message}' of: {command}")
+                    raise CaseError(f"no message '{message}' of: {command}")
                 time.sleep(0.1)
             time.sleep(seconds)
             if process.poll() is not None:
-                raise Failure(f"ended before it could be killed: {command}")
+                raise CaseError(f"ended before it could be killed: {command}")
         finally:
             self.kill(process)
 
@@ -241,14 +241,14 @@ class Chroot:
         """The output of a command that must pass."""
         status, output = self.run(command, **options)
         if status:
-            raise Failure(f"status {status} of: {command}")
+            raise CaseError(f"status {status} of: {command}")
         return output
 
     def bad(self, command: str, **options: Any) -> str:
         """The output of a command that must fail."""
         status, output = self.run(command, **options)
         if not status:
-            raise Failure(f"passed, but should not: {command}")
+            raise CaseError(f"passed, but should not: {command}")
         return output
 
     def packages(self) -> dict[str, str]:
