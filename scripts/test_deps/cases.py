@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from test_deps.chroot import PROJECT, PROJECT_CACHE, Chroot, CaseError
+from test_deps.chroot import PROJECT, PROJECT_CACHE, CaseError, Chroot
 
 
 def deps(target: str) -> str:
