@@ -48,12 +48,15 @@ echo quit | timeout 60 qemu-system-x86_64 -machine q35,accel=tcg -S -nodefaults 
 """
 
 
+Body = Callable[[Chroot], None]
+
+
 @dataclass(frozen=True)
 class Case:
     """A test on one suite."""
 
     name: str
-    body: Callable[[Chroot], None]
+    body: Body
     needs: str
     layers: tuple[str, ...]
 
@@ -61,17 +64,15 @@ class Case:
 CASES: dict[str, Case] = {}
 
 
-Body = Callable[[Chroot], None]
-
-
-def case(*suites: str, on: str = "", layers: tuple[str, ...] = ()) -> Callable[[Body], None]:
+def case(*suites: str, on: str = "", layers: tuple[str, ...] = ()) -> Callable[[Body], Body]:
     """Makes a test of a function. It starts with a minimal Debian, or with what the test `on` has left;
     layers are files that are there as well."""
 
-    def add(body: Body) -> None:
+    def add(body: Body) -> Body:
         for suite in suites:
             name = f"{suite}/{body.__name__.replace('_', '-')}"
             CASES[name] = Case(name, body, f"{suite}/{on}" if on else "", layers)
+        return body
 
     return add
 
@@ -110,11 +111,18 @@ def everything_works(chroot: Chroot) -> None:
     chroot.good(QEMU_WORKS)
 
 
-@case(*ALL)
+@case("bookworm")
+def kernel(chroot: Chroot) -> None:
+    """make kernel on a minimal Debian with git and make: needs no QEMU."""
+    deps_keep_packages(chroot, deps("kernel"))
+    chroot.good(TOOLS_WORK)
+    expect("qemu-system-x86" not in chroot.packages(), "QEMU is installed")
+
+
+@case("bookworm", layers=("bindgen",))
+@case("trixie", "sid")
 def plain(chroot: Chroot) -> None:
-    """A minimal Debian with git and make."""
-    # What is compiled here need not be compiled again.
-    chroot.environment["CARGO_TARGET_DIR"] = "/var/tmp/cargo"
+    """make run on a minimal Debian with git and make."""
     deps_keep_packages(chroot)
     everything_works(chroot)
 
@@ -154,7 +162,7 @@ def deps_of_test(chroot: Chroot) -> None:
     everything_works(chroot)
 
 
-@case("bookworm", layers=("bindgen",))
+@case("bookworm", on="kernel")
 def qemu_utils_of_backports(chroot: Chroot) -> None:
     """Backports are no longer configured: Debian's own QEMU would remove qemu-utils."""
     chroot.good("""
@@ -170,7 +178,7 @@ def qemu_utils_of_backports(chroot: Chroot) -> None:
     everything_works(chroot)
 
 
-@case("bookworm", layers=("bindgen",))
+@case("bookworm", on="kernel")
 def qemu_not_installable(chroot: Chroot) -> None:
     """A package forbids QEMU of any suite: it is unpacked."""
     chroot.good("""
@@ -210,7 +218,7 @@ def upgrade_needed(chroot: Chroot) -> None:
     everything_works(chroot)
 
 
-@case("bookworm", layers=("bindgen", "kernel"))
+@case("bookworm", on="kernel", layers=("kernel-package",))
 def translated(chroot: Chroot) -> None:
     """apt speaks German."""
     chroot.good("""
@@ -227,11 +235,10 @@ def translated(chroot: Chroot) -> None:
     chroot.good("scripts/fetch-kernel")
 
 
-@case("bookworm", on="plain", layers=("new-bindgen",))
+@case("bookworm", on="kernel", layers=("new-bindgen",))
 def bindgen_does_not_run(chroot: Chroot) -> None:
     """The cache has one that was built against a newer C library."""
     expect_in("GLIBC", chroot.bad(f"{PROJECT_CACHE}/bindgen/bin/bindgen --version"))
-    chroot.environment["CARGO_TARGET_DIR"] = "/var/tmp/cargo"
     deps_keep_packages(chroot)
     everything_works(chroot)
 
@@ -282,7 +289,7 @@ def without_toolchain(chroot: Chroot) -> None:
     chroot.bad("cargo --version")
 
 
-@case("bookworm")
+@case("bookworm", on="kernel")
 def read_only_home(chroot: Chroot) -> None:
     """As of a service; caches go to build/."""
     read_only = "mkdir -p /srv/home; mount --bind /srv/home /srv/home; mount -o remount,bind,ro /srv/home; "
@@ -293,7 +300,7 @@ def read_only_home(chroot: Chroot) -> None:
     chroot.good(read_only + QEMU_WORKS)
 
 
-@case("bookworm", layers=("bindgen",))
+@case("bookworm", on="kernel")
 def no_root(chroot: Chroot) -> None:
     """Says what root has to do, and that is enough."""
     make_user(chroot)
@@ -313,7 +320,7 @@ def no_root(chroot: Chroot) -> None:
     chroot.good(TOOLS_WORK, user="user", folder="/home/user/project")
 
 
-@case("bookworm", layers=("bindgen",))
+@case("bookworm", on="kernel")
 def sudo(chroot: Chroot) -> None:
     """A user who may do anything, as on most CI machines."""
     make_user(chroot)
@@ -367,7 +374,7 @@ def refuses_path(chroot: Chroot, path: str) -> None:
     chroot.bad(f"[ -e '{path}/build/log/apt-update' ]")
 
 
-@case("bookworm", on="plain", layers=("kernel",))
+@case("bookworm", on="kernel", layers=("kernel-package",))
 def killed(chroot: Chroot) -> None:
     """Whatever is interrupted, the next make goes on."""
     chroot.run_and_kill("scripts/tree", "importing it into git", 5)
@@ -388,7 +395,7 @@ def killed(chroot: Chroot) -> None:
     chroot.good("make tree")
 
 
-@case("bookworm", on="plain")
+@case("bookworm", on="kernel")
 def safe_directory(chroot: Chroot) -> None:
     """The kernel tree is another user's, and the user's git settings say that it may be used."""
     chroot.good("""
@@ -431,7 +438,7 @@ def no_network_at_all(chroot: Chroot) -> None:
     expect_in("error: .*network", output)
 
 
-@case("bookworm", layers=("bindgen",))
+@case("bookworm", on="kernel")
 def two_at_once(chroot: Chroot) -> None:
     """Of the same checkout."""
     before = chroot.packages()
