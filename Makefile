@@ -103,7 +103,7 @@ selftests: $(kernel-target)
 defects: $(kernel-target)
 	@scripts/defects.py --kernel $(kernel-name) $(if $(filter test_hmm_rs,$(DRIVER)),--driver $(DRIVER))
 
-cargo-test: tree
+cargo-test: estimate-test tree
 	@scripts/cargo test
 
 compare: kernel kernel-base
@@ -128,15 +128,19 @@ clippy rustdoc: kernel
 export:
 	@scripts/export
 
+.PHONY: estimate-run estimate-test
+estimate-run estimate-test:
+	@scripts/estimate $(@:estimate-%=%)
+
 .PHONY: run test test-long
-run: kernel
+run: estimate-run kernel
 	@scripts/hmm_tests.py $(if $(DRIVER),--driver '$(DRIVER)') --types generic \
 		--results build/results/run
 	@scripts/selftests.py --drivers '$(or $(DRIVER),test_hmm_rs)' --types generic \
 		--results build/results/run-selftests
 
 # Everything that is missing at once.
-test: tree
+test: estimate-test tree
 	@scripts/test
 
 test-long: tree

@@ -53,13 +53,19 @@ private_apt() { # name, suite...
 	apt-get "${apt_config[@]}" --error-on=any update >"$log" 2>&1
 }
 
-# An installed package of any version is better than all that the suites have.
+# What is installed stays as it is, whatever the suites have; and what is built of the
+# same source (the headers of a library) is taken in its version, where they have that.
 pin_installed() {
 	local preferences=$apt_dir/preferences
 	mkdir -p "$apt_dir"
 	{
-		cat /etc/apt/preferences 2>/dev/null || true
-		printf '\nPackage: *\nPin: release a=now\nPin-Priority: 1001\n'
+		! cat /etc/apt/preferences 2>/dev/null || echo
+		printf 'Package: *\nPin: release a=now\nPin-Priority: 1001\n\n'
+		# shellcheck disable=SC2016
+		dpkg-query -W -f '${db:Status-Status} ${source:Package} ${Version}\n' | sort -u |
+			awk '$1 == "installed" {
+				printf "Package: src:%s\nPin: version %s\nPin-Priority: 1001\n\n", $2, $3
+			}'
 	} >"$preferences"
 	keep_installed=(-o "Dir::Etc::preferences=$preferences")
 }
@@ -105,12 +111,12 @@ apt_install() { # package...
 	mapfile -t command < <(printf '%s\n' apt-get "${apt_config[@]}" "${keep_installed[@]}" \
 		--no-remove --no-install-recommends install "$@")
 	if ! is_root; then
-		commands+=("${command[*]@Q}")
+		commands+=("$(printf '%q ' "${command[@]}")")
 		return
 	fi
 	size=$("${command[@]}" -qq --print-uris | awk '{ sum += $3 } END { printf "%.0f", sum / 1e6 }')
 	printf '%s\n' "$steps" >"$build/log/apt-plan"
-	say "installing $(wc -l <<<"$steps") packages, $size MB to download: $(named "$steps" "$@"); $build/log/apt-plan has all of them"
+	say "installing $(wc -l <<<"$steps") package(s), $size MB to download: $(named "$steps" "$@"); $build/log/apt-plan has all of them"
 	run_logged "$build/log/apt-install" "apt-get install" \
 		"${as_root[@]}" env LC_ALL=C DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 \
 		"${command[@]}" -y -o DPkg::Lock::Timeout=300

@@ -14,18 +14,18 @@ export LC_ALL=C
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=$top/build
+# make and the kernel's build read these characters otherwise.
+awkward='[[:space:]:#$%&;"'\''\\]'
+[[ ! $top =~ $awkward ]] ||
+	die "make and the kernel's build cannot work in a folder with '${BASH_REMATCH[0]}' in its path: $top"
 # Downloads and tools that another clone can use again; never needed.
-cache=${XDG_CACHE_HOME:-${HOME:-}/.cache}/managed-generic
-if ! { mkdir -p "$cache" && [ -w "$cache" ]; } 2>/dev/null; then
+cache=${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}
+cache=${cache:+$cache/managed-generic}
+if [ -z "$cache" ] || [[ $cache =~ $awkward ]] ||
+   ! mkdir -p "$cache" 2>/dev/null || [ ! -w "$cache" ]; then
 	cache=$build/cache
 	export XDG_CACHE_HOME=$cache CARGO_HOME=${CARGO_HOME:-$cache/cargo}
 fi
-for folder in "$top" "$cache"; do
-	case $folder in
-	*[[:space:]:\'\"\\\#\$%\&\;]*)
-		die "make and the kernel's build cannot work in a folder with a space, a colon or one of '\"\\#\$%&; in its path: $folder" ;;
-	esac
-done
 mkdir -p "$build/log" "$cache" || die "cannot write to $build"
 
 base_version=7.3		# the series applies to this release of Linux
