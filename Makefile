@@ -168,3 +168,7 @@ test: estimate-test tree
 
 test-long: tree
 	@scripts/test.py $(seed) long
+
+.PHONY: test-deps
+test-deps:
+	@scripts/test-deps $(FILTER)

@@ -232,6 +232,8 @@ kernel_make() {
 	if command -v ccache >/dev/null; then
 		cc="ccache $cc"
 		export CCACHE_DIR=$cache/ccache CCACHE_MAXSIZE=5G
+		# What make knows of a file's headers is enough: no preprocessor in between.
+		export CCACHE_DEPEND=true
 	fi
 	make -C "$source" O="$(kernel_dir "$flavour")" "${arch[@]}" LLVM="${suffix:-1}" CC="$cc" \
 		RUSTC="$rustc" HOSTRUSTC="$rustc" RUSTDOC="$bin/rustdoc" \
