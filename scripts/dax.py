@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares device-dax and fs-dax on the unpatched and on the patched kernel.
 
-Boots each kernel once for each driver, runs dax_tests.py and prints one table. Fails
+Boots each kernel once for each driver, runs dax_tests and prints one table. Fails
 when a test fails, when anything is different on the two kernels, down to what the
 tests note, and when the patched kernel complains.
 """
@@ -37,7 +37,7 @@ def tools_path():
 
 def run_tests(run, only, results=RESULTS):
     print(f"==> dax: {run.name}", file=sys.stderr)
-    program = vm.TOP / "scripts/dax_tests.py"
+    program = vm.TOP / "scripts/guest/dax_tests"
     python = ["env", f"PATH={tools_path()}", "python3", "-B"]
     command = shlex.join([*python, str(program), run.driver, *only])
     # Ends with the first crash, after which a process may hang.
