@@ -10,7 +10,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 # The targets share the tree and the build folders.
 .NOTPARALLEL:
 
-export KERNEL KCONFIG UPGRADE FEATURES
+export KERNEL KCONFIG UPGRADE FEATURES BASE
 
 # What a target needs, as groups of scripts/deps.
 needs-tree := tree

@@ -28,7 +28,7 @@ PARTS = (
 )
 LONG_PARTS = (
     "check BISECT=1",
-    "check-drivers",
+    "check-drivers BASE=measure",
     "cargo-test",
     "kunit",
     "compare BASE=measure",

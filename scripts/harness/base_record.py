@@ -17,7 +17,8 @@ from harness.paths import SCRIPTS
 from harness.results import Outcome, Run, Test
 
 PATH = SCRIPTS / "base-record.json"
-FRAGMENT = SCRIPTS / "config/series.config"
+# What base is never configured with, see scripts/kernel.
+FRAGMENTS = [SCRIPTS / f"config/{name}.config" for name in ("series", "kunit", "debug")]
 
 
 class Mode(enum.StrEnum):
@@ -89,10 +90,10 @@ def version() -> str:
 def at_hand(flavours: Iterable[str] = ("base", "series")) -> Measured:
     """The base that results are to be compared with.
 
-    Its options are what the configuration of a kernel asked for, without what only the
-    series has: what the toolchain adds to it is not the same on two machines.
+    Its options are what the configuration of a kernel asked for, without what base is never
+    asked for: what the toolchain adds to it is not the same on two machines.
     """
-    own = set(environment.options(FRAGMENT) or [])
+    own = {option for fragment in FRAGMENTS for option in environment.options(fragment) or []}
     for flavour in flavours:
         asked = environment.options(kernel_folder(flavour) / "fragments")
         if asked:
