@@ -150,10 +150,11 @@ def main() -> Report:
                 report.runs += [run_c(program, name, t, args.kernel, args.seed, folder) for t in wanted]
         if not report.runs:
             raise MachineError("these tests are not for this memory type")
-        report.runs.append(information(report.runs))
-    print_reasons(report.runs)
-    tables.print_failures(run for run in report.runs if run.driver == RUST_DRIVER)
-    tables.save(table(list(tests), report.runs), folder)
+        runs = list(report.runs)
+        report.runs.append(information(runs))
+    print_reasons(runs)
+    tables.print_failures(run for run in runs if run.driver == RUST_DRIVER)
+    tables.save(table(list(tests), runs), folder)
     return report
 
 

@@ -60,10 +60,11 @@ def boot(run: Run, folder: Path) -> None:
 
 def new_test(name: str, case: "ktap.ParsedTest") -> Test:
     outcome = ktap.outcome(case)
-    detail = [] if outcome == Outcome.PASS else list(case.log)
-    if outcome == Outcome.SKIP and name.startswith(OWN_SUITES):
-        return Test(name, Outcome.FAIL, 0, ["skipped, though the VM has what it needs", *detail])
-    return Test(name, outcome, 0, detail)
+    if outcome == Outcome.SKIP:
+        if name.startswith(OWN_SUITES):
+            return Test(name, Outcome.FAIL, 0, ["skipped, though the VM has what it needs", case.skip_reason])
+        return Test(name, outcome, 0, [case.skip_reason])
+    return Test(name, outcome, 0, [] if outcome == Outcome.PASS else list(case.log))
 
 
 def table(run: Run) -> str:

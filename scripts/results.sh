@@ -30,6 +30,7 @@ write_results() { # why there is no verdict, or nothing
 checked() { # name, command...
 	local name=$1 start=$SECONDS log outcome=pass status
 	shift
+	say "$name"
 	log=$results/$(tr -c '[:alnum:]\n' _ <<<"$name").log
 	set +e
 	(set -e; "$@") 2>&1 | tee "$log" >&2

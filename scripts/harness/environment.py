@@ -35,6 +35,18 @@ def changed(tree: Path) -> bool | None:
     return None if listing is None else bool(listing)
 
 
+def base_commit() -> str | None:
+    """The base's commit, if it is one of the tree that build/linux was made from. What was
+    imported from files has one that nobody else knows."""
+    commit = git(LINUX, "rev-parse", "base^{commit}")
+    try:
+        origin = (LINUX / ".git/kernel-origin").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    known = commit and origin and git(Path(origin), "cat-file", "-e", str(commit)) is not None
+    return commit if known else None
+
+
 @functools.cache
 def base_version() -> str | None:
     """The release of Linux that is the base."""
@@ -109,7 +121,7 @@ def collect(flavours: set[str], accelerator: str | None) -> Environment:
     return Environment(
         repository_commit=git(TOP, "rev-parse", "HEAD"),
         repository_changed=changed(TOP),
-        base_commit=git(LINUX, "rev-parse", "base^{commit}"),
+        base_commit=base_commit(),
         base_version=base_version(),
         series_commit=git(LINUX, "rev-parse", "series^{commit}"),
         series_changed=changed(LINUX),

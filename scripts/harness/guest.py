@@ -16,7 +16,7 @@ C_DRIVER, RUST_DRIVER = DRIVERS
 DEBUG_TIMEOUT_FACTOR = 4
 
 # Tests may be in groups.
-VERDICT = re.compile(r"^ *(?:ok|not ok) \d+ (\S+)(?: # SKIP (.*))?$")
+VERDICT = re.compile(r"^ *(?:ok|not ok) \d+ (\S+)(?: # SKIP .*)?$")
 
 
 def module_parameters(run: Run) -> list[str]:
@@ -83,13 +83,11 @@ def run_ktap(
     """
     last = 0.0
     durations: dict[str, float] = {}
-    reasons: dict[str, str] = {}
 
     def line(seconds: float, text: str) -> None:
         nonlocal last
         if verdict := VERDICT.match(text):
             durations[verdict[1]] = seconds - last
-            reasons[verdict[1]] = verdict[2] or ""
             last = seconds
         elif not last and text == ktap.VERSION:  # booted
             last = seconds
@@ -103,7 +101,7 @@ def run_ktap(
         outcome = ktap.outcome(test)
         detail = list(test.log) if keep_log or outcome != Outcome.PASS else []
         if outcome == Outcome.SKIP:
-            detail = [reasons.get(name, "")]
+            detail = [test.skip_reason]
         run.tests.append(Test(name, outcome, round(durations.get(name, 0), 2), detail))
     if not run.problem:
         run.problem = ktap.problem(document)

@@ -59,7 +59,8 @@ def checkout(by: str, report: Report, kernel: Kernel) -> Json:
     """Base, or base with the series."""
     environment = report.environment
     patched = kernel.flavour != "base"
-    commit = environment.series_commit if patched else environment.base_commit
+    # Base has a commit only where the tree has upstream's history.
+    commit = environment.series_commit if patched else environment.base_commit or environment.base_version
     return some(
         id=f"{by}:{commit}",
         origin=by,
