@@ -197,7 +197,7 @@ refuse() { # package...
 	[ -z "$removed" ] || die "apt cannot install $* without removing $removed"
 	die "apt cannot install $* without upgrading what is installed:
 $(awk '$1 == "upgrade" { printf "    %s from %s to %s\n", $2, $3, $4 }' <<<"$steps")
-If that is all right, run: make deps UPGRADE=yes"
+If that is all right, say so by UPGRADE=yes: make deps UPGRADE=yes"
 }
 
 # Sets bad to those packages that are still to be installed.
