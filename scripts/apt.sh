@@ -147,8 +147,9 @@ apt_update() {
 			"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive dpkg --configure -a
 	fi
 	say "apt-get update"
-	"${as_root[@]}" env LC_ALL=C apt-get update >"$build/log/apt-update" 2>&1 ||
-		say "apt-get update failed, going on with the lists that are there: $(grep '^E:' "$build/log/apt-update" | xargs)"
+	"${as_root[@]}" env LC_ALL=C apt-get --error-on=any update \
+		>"$build/log/apt-update" 2>&1 ||
+		say "apt-get could not get all package lists, going on with those that are there: $(grep -m 1 '^[EW]:' "$build/log/apt-update")"
 }
 
 # Gets as far as the first instruction, with firmware.
