@@ -263,30 +263,30 @@ def only_rustup_without_toolchain(chroot: Chroot) -> None:
 @case("bookworm", on="plain")
 def rustup_without_clippy(chroot: Chroot) -> None:
     """The first cargo in PATH has neither clippy nor rustfmt, which make check needs."""
-    chroot.good(r"""
-        cat >/usr/local/bin/cargo <<-'END'
-            #!/bin/sh
-            case $1 in
-            clippy|fmt) echo "error: 'cargo-$1' is not installed for the toolchain 'stable'" >&2; exit 1 ;;
-            esac
-            exec /usr/bin/cargo "$@"
-        END
-        sed -i 's/^ *//' /usr/local/bin/cargo
-        chmod +x /usr/local/bin/cargo
-    """)
+    chroot.add_program(
+        "/usr/local/bin/cargo",
+        """#!/bin/sh
+        case $1 in
+        clippy|fmt) echo "error: 'cargo-$1' is not installed for the toolchain 'stable'" >&2; exit 1 ;;
+        esac
+        exec /usr/bin/cargo "$@"
+        """,
+    )
+    chroot.bad("cargo clippy --version")
     deps_keep_packages(chroot, deps("check") + " && " + deps("clippy"))
     chroot.good('. scripts/lib.sh; cargo=$(find_cargo) && "$cargo" clippy --version')
 
 
 def without_toolchain(chroot: Chroot) -> None:
     """As rustup leaves it when no toolchain was chosen."""
-    chroot.good(r"""
-        printf '%s\n' '#!/bin/sh' \
-            'echo "error: rustup could not choose a version of $(basename "$0") to run" >&2' 'exit 1' \
-            >/usr/local/bin/rustc
-        chmod +x /usr/local/bin/rustc
-        cp /usr/local/bin/rustc /usr/local/bin/cargo
-    """)
+    for name in ("rustc", "cargo"):
+        chroot.add_program(
+            f"/usr/local/bin/{name}",
+            f"""#!/bin/sh
+            echo "error: rustup could not choose a version of {name} to run" >&2
+            exit 1
+            """,
+        )
     chroot.bad("cargo --version")
 
 

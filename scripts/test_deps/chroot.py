@@ -251,6 +251,13 @@ class Chroot:
             raise CaseError(f"passed, but should not: {command}")
         return output
 
+    def add_program(self, path: str, script: str) -> None:
+        """Between two commands only: overlayfs does not like it in use."""
+        file = self.folder / "upper" / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(script, encoding="utf-8")
+        file.chmod(0o755)
+
     def packages(self) -> dict[str, str]:
         """Those installed, with their versions."""
         # Not in the log, where it would be most of all.
