@@ -141,7 +141,7 @@ def only_what_run_needs(chroot: Chroot) -> None:
 def again(chroot: Chroot) -> None:
     """Nothing is left to do, not even to ask the mirror."""
     before = chroot.packages()
-    output = chroot.good(DEPS, network=False, timeout=30)
+    output = chroot.good(DEPS, network=False, timeout=300)
     expect(output.strip() == "", f"says something: {output.strip()}")
     unchanged(before, chroot.packages())
 
@@ -368,7 +368,7 @@ def refuses_path(chroot: Chroot, path: str) -> None:
     chroot.good(f"cp -a {PROJECT} '{path}'")
     before = chroot.packages()
     for command in ("make run", "make test", DEPS):
-        output = chroot.bad(command, folder=path, timeout=60)
+        output = chroot.bad(command, folder=path, timeout=300)
         first = output.splitlines()[0]
         expect(path in first and "error" in first, f"the first line does not name the path: {first}")
         unchanged(before, chroot.packages())
@@ -413,7 +413,7 @@ def safe_directory(chroot: Chroot) -> None:
     expect_in("dubious ownership", chroot.bad("git -C /srv/linux log --oneline"))
     chroot.good("git config --global safe.directory /srv/linux")
     # The series does not apply to this tree, but before that comes what is tested.
-    output = chroot.bad("KERNEL=/srv/linux scripts/tree", timeout=60)
+    output = chroot.bad("KERNEL=/srv/linux scripts/tree", timeout=300)
     expect_in("this patch does not apply to base", output)
     expect("mrproper" not in output and "dubious" not in output, "not taken as a git tree")
     chroot.good('[ "$(git -C build/linux log -1 --format=%s base)" = linux ]')
@@ -423,11 +423,11 @@ def safe_directory(chroot: Chroot) -> None:
 def no_network(chroot: Chroot) -> None:
     """What is there is enough for make run; what is not there is named."""
     before = chroot.packages()
-    chroot.good(DEPS, network=False, timeout=60)
-    output = chroot.bad(deps("dax"), network=False, timeout=120)
+    chroot.good(DEPS, network=False, timeout=300)
+    output = chroot.bad(deps("dax"), network=False, timeout=600)
     expect_in("error: .*network", output)
     expect_in(r"\bfio\b", output)
-    output = chroot.bad("scripts/fetch-kernel", network=False, timeout=120)
+    output = chroot.bad("scripts/fetch-kernel", network=False, timeout=600)
     expect_in("error: .*network", output)
     unchanged(before, chroot.packages())
 
@@ -435,7 +435,7 @@ def no_network(chroot: Chroot) -> None:
 @case("bookworm")
 def no_network_at_all(chroot: Chroot) -> None:
     """A fresh machine without it ends soon, and says why."""
-    output = chroot.bad("make run", network=False, timeout=120)
+    output = chroot.bad("make run", network=False, timeout=600)
     expect_in("error: .*network", output)
 
 

@@ -196,7 +196,7 @@ class Chroot:
                 stderr=subprocess.STDOUT,
             )
 
-    def run(self, command: str, timeout: float = 1200, **options: Any) -> tuple[int, str]:
+    def run(self, command: str, timeout: float = 3600, **options: Any) -> tuple[int, str]:
         """Its status and output."""
         offset = self.log.stat().st_size if self.log.exists() else 0
         start = time.monotonic()
