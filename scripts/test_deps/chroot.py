@@ -214,7 +214,7 @@ class Chroot:
         # Without the command and its status.
         return status, "".join(text.splitlines(keepends=True)[1 + command.count("\n") : -1])
 
-    def run_and_kill(self, command: str, message: str, seconds: float, timeout: float = 600) -> None:
+    def run_and_kill(self, command: str, message: str, seconds: float, timeout: float = 3600) -> None:
         """Ends all processes by SIGKILL some time after the message."""
         offset = self.log.stat().st_size if self.log.exists() else 0
         process = self.start(command)
