@@ -147,8 +147,9 @@ apt_update() {
 			"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive dpkg --configure -a
 	fi
 	say "apt-get update"
-	"${as_root[@]}" env LC_ALL=C apt-get update >"$build/log/apt-update" 2>&1 ||
-		say "apt-get update failed, going on with the lists that are there: $(grep '^E:' "$build/log/apt-update" | xargs)"
+	"${as_root[@]}" env LC_ALL=C apt-get --error-on=any update \
+		>"$build/log/apt-update" 2>&1 ||
+		say "apt-get could not get all package lists, going on with those that are there: $(grep -m 1 '^[EW]:' "$build/log/apt-update")"
 }
 
 # Gets as far as the first instruction, with firmware.
@@ -197,7 +198,7 @@ refuse() { # package...
 	[ -z "$removed" ] || die "apt cannot install $* without removing $removed"
 	die "apt cannot install $* without upgrading what is installed:
 $(awk '$1 == "upgrade" { printf "    %s from %s to %s\n", $2, $3, $4 }' <<<"$steps")
-If that is all right, run: make deps UPGRADE=yes"
+If that is all right, say so by UPGRADE=yes: make deps UPGRADE=yes"
 }
 
 # Sets bad to those packages that are still to be installed.

@@ -54,6 +54,17 @@ if command -v git >/dev/null; then
 	use_own_git_config
 fi
 
+# While git makes a work tree, it has a file `locked`.
+is_worktree() { # folder
+	[ -d "$1" ] && [ ! -e "$linux/.git/worktrees/$(basename "$1")/locked" ]
+}
+
+# A work tree of build/linux in place of what is there, broken or not.
+new_worktree() { # folder, commit
+	rm -rf "$1" "$linux/.git/worktrees/$(basename "$1")"
+	git -C "$linux" worktree add --quiet --detach "$1" "$2"
+}
+
 # For one script at a time: what it changes, another would find half done. Those that it
 # calls are part of it, and when it is killed, they keep the lock until they end.
 take_lock() {

@@ -47,8 +47,7 @@ drop_stale_locks() {
 }
 
 clean_scratch() {
-	# Where worktree add was interrupted, this is still there.
-	[ ! -e "$linux/.git/worktrees/$(basename "$linux_scratch")/locked" ] &&
+	is_worktree "$linux_scratch" &&
 	{ git -C "$linux_scratch" am --abort || true; } &&
 	git -C "$linux_scratch" checkout --quiet --force --detach base &&
 	git -C "$linux_scratch" clean -fdxq
@@ -57,8 +56,7 @@ clean_scratch() {
 # Runs a command with the path of $linux_scratch, clean and at base.
 with_base_worktree() {
 	if ! clean_scratch; then
-		rm -rf "$linux_scratch" "$linux/.git/worktrees/$(basename "$linux_scratch")"
-		git -C "$linux" worktree add --quiet --detach "$linux_scratch" base
+		new_worktree "$linux_scratch" base
 	fi
 	"$@" "$linux_scratch"
 }
