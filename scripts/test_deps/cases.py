@@ -141,7 +141,7 @@ def only_what_run_needs(chroot: Chroot) -> None:
 def again(chroot: Chroot) -> None:
     """Nothing is left to do, not even to ask the mirror."""
     before = chroot.packages()
-    output = chroot.good(DEPS, network=False, timeout=30)
+    output = chroot.good(DEPS, network=False, timeout=300)
     expect(output.strip() == "", f"says something: {output.strip()}")
     unchanged(before, chroot.packages())
 
@@ -263,30 +263,30 @@ def only_rustup_without_toolchain(chroot: Chroot) -> None:
 @case("bookworm", on="plain")
 def rustup_without_clippy(chroot: Chroot) -> None:
     """The first cargo in PATH has neither clippy nor rustfmt, which make check needs."""
-    chroot.good(r"""
-        cat >/usr/local/bin/cargo <<-'END'
-            #!/bin/sh
-            case $1 in
-            clippy|fmt) echo "error: 'cargo-$1' is not installed for the toolchain 'stable'" >&2; exit 1 ;;
-            esac
-            exec /usr/bin/cargo "$@"
-        END
-        sed -i 's/^ *//' /usr/local/bin/cargo
-        chmod +x /usr/local/bin/cargo
-    """)
+    chroot.add_program(
+        "/usr/local/bin/cargo",
+        """#!/bin/sh
+        case $1 in
+        clippy|fmt) echo "error: 'cargo-$1' is not installed for the toolchain 'stable'" >&2; exit 1 ;;
+        esac
+        exec /usr/bin/cargo "$@"
+        """,
+    )
+    chroot.bad("cargo clippy --version")
     deps_keep_packages(chroot, deps("check") + " && " + deps("clippy"))
     chroot.good('. scripts/lib.sh; cargo=$(find_cargo) && "$cargo" clippy --version')
 
 
 def without_toolchain(chroot: Chroot) -> None:
     """As rustup leaves it when no toolchain was chosen."""
-    chroot.good(r"""
-        printf '%s\n' '#!/bin/sh' \
-            'echo "error: rustup could not choose a version of $(basename "$0") to run" >&2' 'exit 1' \
-            >/usr/local/bin/rustc
-        chmod +x /usr/local/bin/rustc
-        cp /usr/local/bin/rustc /usr/local/bin/cargo
-    """)
+    for name in ("rustc", "cargo"):
+        chroot.add_program(
+            f"/usr/local/bin/{name}",
+            f"""#!/bin/sh
+            echo "error: rustup could not choose a version of {name} to run" >&2
+            exit 1
+            """,
+        )
     chroot.bad("cargo --version")
 
 
@@ -368,7 +368,7 @@ def refuses_path(chroot: Chroot, path: str) -> None:
     chroot.good(f"cp -a {PROJECT} '{path}'")
     before = chroot.packages()
     for command in ("make run", "make test", DEPS):
-        output = chroot.bad(command, folder=path, timeout=60)
+        output = chroot.bad(command, folder=path, timeout=300)
         first = output.splitlines()[0]
         expect(path in first and "error" in first, f"the first line does not name the path: {first}")
         unchanged(before, chroot.packages())
@@ -413,7 +413,7 @@ def safe_directory(chroot: Chroot) -> None:
     expect_in("dubious ownership", chroot.bad("git -C /srv/linux log --oneline"))
     chroot.good("git config --global safe.directory /srv/linux")
     # The series does not apply to this tree, but before that comes what is tested.
-    output = chroot.bad("KERNEL=/srv/linux scripts/tree", timeout=60)
+    output = chroot.bad("KERNEL=/srv/linux scripts/tree", timeout=300)
     expect_in("this patch does not apply to base", output)
     expect("mrproper" not in output and "dubious" not in output, "not taken as a git tree")
     chroot.good('[ "$(git -C build/linux log -1 --format=%s base)" = linux ]')
@@ -423,11 +423,11 @@ def safe_directory(chroot: Chroot) -> None:
 def no_network(chroot: Chroot) -> None:
     """What is there is enough for make run; what is not there is named."""
     before = chroot.packages()
-    chroot.good(DEPS, network=False, timeout=60)
-    output = chroot.bad(deps("dax"), network=False, timeout=120)
+    chroot.good(DEPS, network=False, timeout=300)
+    output = chroot.bad(deps("dax"), network=False, timeout=600)
     expect_in("error: .*network", output)
     expect_in(r"\bfio\b", output)
-    output = chroot.bad("scripts/fetch-kernel", network=False, timeout=120)
+    output = chroot.bad("scripts/fetch-kernel", network=False, timeout=600)
     expect_in("error: .*network", output)
     unchanged(before, chroot.packages())
 
@@ -435,7 +435,7 @@ def no_network(chroot: Chroot) -> None:
 @case("bookworm")
 def no_network_at_all(chroot: Chroot) -> None:
     """A fresh machine without it ends soon, and says why."""
-    output = chroot.bad("make run", network=False, timeout=120)
+    output = chroot.bad("make run", network=False, timeout=600)
     expect_in("error: .*network", output)
 
 

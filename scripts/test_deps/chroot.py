@@ -196,7 +196,7 @@ class Chroot:
                 stderr=subprocess.STDOUT,
             )
 
-    def run(self, command: str, timeout: float = 1200, **options: Any) -> tuple[int, str]:
+    def run(self, command: str, timeout: float = 3600, **options: Any) -> tuple[int, str]:
         """Its status and output."""
         offset = self.log.stat().st_size if self.log.exists() else 0
         start = time.monotonic()
@@ -214,7 +214,7 @@ class Chroot:
         # Without the command and its status.
         return status, "".join(text.splitlines(keepends=True)[1 + command.count("\n") : -1])
 
-    def run_and_kill(self, command: str, message: str, seconds: float, timeout: float = 600) -> None:
+    def run_and_kill(self, command: str, message: str, seconds: float, timeout: float = 3600) -> None:
         """Ends all processes by SIGKILL some time after the message."""
         offset = self.log.stat().st_size if self.log.exists() else 0
         process = self.start(command)
@@ -250,6 +250,13 @@ class Chroot:
         if not status:
             raise CaseError(f"passed, but should not: {command}")
         return output
+
+    def add_program(self, path: str, script: str) -> None:
+        """Between two commands only: overlayfs does not like it in use."""
+        file = self.folder / "upper" / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(script, encoding="utf-8")
+        file.chmod(0o755)
 
     def packages(self) -> dict[str, str]:
         """Those installed, with their versions."""
