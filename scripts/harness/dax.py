@@ -26,17 +26,11 @@ def new_run(kernel: str, driver: str) -> Run:
     return Run(SOURCE, kernel, driver, DRIVERS[driver])
 
 
-def program() -> Path:
-    """The tests: a package in scripts/guest, or one file."""
-    package = SCRIPTS / "guest/dax_tests"
-    return package if package.is_dir() else SCRIPTS / "dax_tests.py"
-
-
 def run_tests(run: Run, only: Sequence[str], results: Path) -> None:
     print(f"==> dax: {run.name}", file=sys.stderr)
     # PATH has the tools that are not from Debian.
     python = ["env", f"PATH={environment()['PATH']}", "python3", "-B"]
-    command = shlex.join([*python, str(program()), run.driver, *only])
+    command = shlex.join([*python, str(SCRIPTS / "guest/dax_tests"), run.driver, *only])
     # Ends with the first crash, after which a process may hang.
     options = [*PMEM, "oops=panic", "panic=-1"]
     devices = VFIO_DEVICES if VFIO_TEST in only else ()
