@@ -8,7 +8,8 @@
 unset_options() { # .config, fragment...
 	local config=$1 line
 	shift
-	cat "$@" | while IFS= read -r line; do
+	# Of an option that is in several fragments, the last one counts.
+	cat "$@" | tac | sort -su -t= -k1,1 | while IFS= read -r line; do
 		case $line in
 		CONFIG_*=n)
 			! grep -q "^${line%=n}=" "$config" || printf '%s\n' "$line" ;;

@@ -255,7 +255,7 @@ kernel_make() {
 kernel_dir() {
 	case $1 in
 	series)	echo "$build/kernel" ;;
-	base|debug|bisect|clippy|drivers|base-drivers|powerpc-drivers) echo "$build/$1" ;;
-	*)	die "unknown kernel '$1', use series, base or debug" ;;
+	base|debug|kselftest|bisect|clippy|drivers|base-drivers|powerpc-drivers) echo "$build/$1" ;;
+	*)	die "unknown kernel '$1', use series, base, debug or kselftest" ;;
 	esac
 }

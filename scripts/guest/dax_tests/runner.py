@@ -13,7 +13,7 @@ from device_tests import DEVICE_TESTS
 from file_system import FileSystem
 from file_system_tests import FILE_SYSTEM_TESTS
 
-TIMEOUT = 90  # seconds for a test
+TIMEOUT = 180  # seconds for a test; fsx takes 20 without KVM, and more on a busy machine
 FILE_SYSTEMS = tuple(FileSystem.MKFS)
 DRIVERS = (*DeviceDax.MODULES, *FILE_SYSTEMS)
 
