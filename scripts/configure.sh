@@ -24,8 +24,7 @@ configure() { # flavour, fragment...
 	shift
 	case $flavour in
 	base|base-drivers)
-		[ -d "$linux_base" ] ||
-			git -C "$linux" worktree add --quiet --detach "$linux_base" base ;;
+		is_worktree "$linux_base" || new_worktree "$linux_base" base ;;
 	esac
 	dir=$(kernel_dir "$flavour")
 	log=$build/log/config-$flavour
