@@ -95,6 +95,14 @@ class Verbs(unittest.TestCase):
         comparison = next(run for run in report.runs if run.derived)
         self.assertEqual([test.name for test in comparison.failed()], ["hmm.coherent.even"])
 
+    def test_compare_needs_all_of_base(self) -> None:
+        self.verb("compare", "--base", "record")
+        text = self.record.read_text().replace('"hmm.private.odd": ', '"hmm.private.other": ')
+        self.record.write_text(text)
+        report = self.verb("compare")
+        failed = [test.name for run in report.runs if run.decides for test in run.failed()]
+        self.assertEqual(failed, ["hmm.private.odd"])
+
     def test_compare_finds_a_wrong_record(self) -> None:
         self.verb("compare", "--base", "record")
         self.kernels.base_fails = set()
