@@ -17,7 +17,8 @@ from harness.paths import SCRIPTS
 from harness.results import Outcome, Run, Test
 
 PATH = SCRIPTS / "base-record.json"
-FRAGMENT = SCRIPTS / "config/series.config"
+# What scripts/kernel configures base with.
+FRAGMENTS = ("base", "vm", "dax")
 
 
 class Mode(enum.StrEnum):
@@ -86,18 +87,17 @@ def version() -> str:
     return found
 
 
-def at_hand(flavours: Iterable[str] = ("base", "series")) -> Measured:
-    """The base that results are to be compared with.
+def at_hand(built: bool = False) -> Measured:
+    """The base that results are to be compared with, or the one that was built.
 
-    Its options are what the configuration of a kernel asked for, without what only the
-    series has: what the toolchain adds to it is not the same on two machines.
+    Its options are those that it is configured with: what the toolchain adds to them is
+    not the same on two machines.
     """
-    own = set(environment.options(FRAGMENT) or [])
-    for flavour in flavours:
-        asked = environment.options(kernel_folder(flavour) / "fragments")
-        if asked:
-            return Measured(version(), environment.options_hash([line for line in asked if line not in own]))
-    raise MachineError("no configured kernel, run 'make kernel'")
+    files = (environment.options(SCRIPTS / f"config/{name}.config") or [] for name in FRAGMENTS)
+    lines = sorted({line for each in files for line in each})
+    if built and lines != environment.options(kernel_folder("base") / "fragments"):
+        raise MachineError(f"build/base is not configured with {', '.join(FRAGMENTS)} of scripts/config")
+    return Measured(version(), environment.options_hash(lines))
 
 
 def _known(data: dict[str, Any]) -> Known:
@@ -153,7 +153,7 @@ def update(suite: str, runs: Iterable[Run], group_of: str, details: bool = False
     and are not known.
     """
     record = load()
-    measured = at_hand(["base"])
+    measured = at_hand(built=True)
     section = record.get(suite)
     if section is None or section.measured.differences(measured):
         section = Section(measured)
@@ -177,7 +177,7 @@ def use(suite: str) -> tuple[Section, list[str]]:
     section = load().get(suite)
     if section is None:
         raise MachineError(f"{PATH.name} has nothing of {suite}: run with BASE=record, or BASE=measure")
-    hand = at_hand(["series", "debug"])
+    hand = at_hand()
     recorded = section.measured.version.split(".")[:2]
     if recorded != hand.version.split(".")[:2]:
         raise MachineError(
@@ -214,7 +214,7 @@ def compare(suite: str, runs: Iterable[Run], group_of: str, details: bool = Fals
     if section is None:
         derived.problem = f"{PATH.name} has nothing of {suite}"
         return derived
-    differences = section.measured.differences(at_hand(["base"]))
+    differences = section.measured.differences(at_hand(built=True))
     if differences:
         derived.problem = f"{PATH.name} is of another base: {', '.join(differences)}"
     for run in runs:

@@ -61,7 +61,7 @@ class Verbs(unittest.TestCase):
             for name, value in values.items():
                 self.enterContext(mock.patch.object(module, name, value))
 
-        patch(base_record, PATH=self.record, at_hand=lambda _flavours=(): Measured("7.3.4", "a"))
+        patch(base_record, PATH=self.record, at_hand=mock.Mock(return_value=Measured("7.3.4", "a")))
         patch(hmm_tests, build=mock.Mock(), run_tests=self.kernels.hmm_tests)
         patch(selftests, build=mock.Mock(), run_tests=self.kernels.selftests)
         patch(dax, run_tests=self.kernels.dax)
