@@ -77,11 +77,12 @@ help:
 	@echo 'make debug-kernel   build/debug: KASAN, lockdep, ...; KCONFIG=debug uses it'
 	@echo 'make hmm-tests      DRIVER=test_hmm_rs|test_hmm TYPES=private,coherent,generic'
 	@echo '                    FILTER=glob SOURCE=series|base'
-	@echo 'make selftests      hmm-selftests: DRIVERS=... TYPES=... ARGS="filters, options"'
+	@echo 'make selftests      hmm-selftests: DRIVERS=... TYPES=... SEED=n ARGS="filters, options"'
 	@echo 'make defects        what is wrong with the driver in C, one boot a row'
 	@echo 'make cargo-test     unit tests of hmm-selftests, which need no VM'
 	@echo 'make kunit          KUnit suites, built in and of modules'
-	@echo 'make compare        unpatched and patched kernel, one table; and that of make bugs'
+	@echo 'make compare        unpatched and patched kernel, one table; and that of make bugs;'
+	@echo '                    BASE=measure boots the unpatched one, BASE=record records it'
 	@echo 'make bugs           tests of what the series fixes on both kernels: FILTER="parts of names"'
 	@echo 'make dax            device-dax and fs-dax do not change: DRIVERS=... FILTER="parts of names"'
 	@echo 'make vm             CMD="command", or a shell'
@@ -111,8 +112,7 @@ debug-kernel: tree
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
-# base's tests are compiled with base's headers.
-hmm-tests: $(kernel-target) $(if $(filter base,$(SOURCE)),kernel-base)
+hmm-tests: $(kernel-target)
 	@scripts/hmm_tests.py --kernel $(kernel-name) \
 		$(if $(DRIVER),--driver '$(DRIVER)') $(if $(SOURCE),--source '$(SOURCE)') \
 		$(if $(TYPES),--types '$(TYPES)') $(if $(FILTER),--filter '$(FILTER)')
@@ -158,6 +158,8 @@ export:
 estimate-run estimate-test:
 	@scripts/estimate $(@:estimate-%=%)
 
+# A script ends with 1 if a test failed and with 2 if there is no verdict; make with 2 for
+# both, and scripts/verdict.py says which, see docs/results.md.
 .PHONY: run test test-long
 run: estimate-run kernel
 	@scripts/run.py $(if $(DRIVER),--driver '$(DRIVER)') $(seed)

@@ -81,6 +81,9 @@ def comparison(before: Sequence[Run], patched: Sequence[Run]) -> Run:
                 found.tests.append(Test(test.name, Outcome.FAIL, 0, [said]))
             else:
                 found.tests.append(Test(test.name, Outcome.PASS))
+        unknown = {test.name: None for run in after for test in run.tests if test.name not in old.outcomes()}
+        for name in unknown:
+            found.tests.append(Test(name, Outcome.NOT_RUN, 0, ["what it does on base is not known"]))
         # Also the kernel's complaints.
         for run in after:
             problem = [run.problem] if run.problem else []

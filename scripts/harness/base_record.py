@@ -17,8 +17,8 @@ from harness.paths import SCRIPTS
 from harness.results import Outcome, Run, Test
 
 PATH = SCRIPTS / "base-record.json"
-# What base is never configured with, see scripts/kernel.
-FRAGMENTS = [SCRIPTS / f"config/{name}.config" for name in ("series", "kunit", "debug")]
+# What scripts/kernel configures base with.
+FRAGMENTS = ("base", "vm", "dax")
 
 
 class Mode(enum.StrEnum):
@@ -87,18 +87,17 @@ def version() -> str:
     return found
 
 
-def at_hand(flavours: Iterable[str] = ("base", "series")) -> Measured:
-    """The base that results are to be compared with.
+def at_hand(built: bool = False) -> Measured:
+    """The base that results are to be compared with, or the one that was built.
 
-    Its options are what the configuration of a kernel asked for, without what base is never
-    asked for: what the toolchain adds to it is not the same on two machines.
+    Its options are those that it is configured with: what the toolchain adds to them is
+    not the same on two machines.
     """
-    own = {option for fragment in FRAGMENTS for option in environment.options(fragment) or []}
-    for flavour in flavours:
-        asked = environment.options(kernel_folder(flavour) / "fragments")
-        if asked:
-            return Measured(version(), environment.options_hash([line for line in asked if line not in own]))
-    raise MachineError("no configured kernel, run 'make kernel'")
+    files = (environment.options(SCRIPTS / f"config/{name}.config") or [] for name in FRAGMENTS)
+    lines = sorted({line for each in files for line in each})
+    if built and lines != environment.options(kernel_folder("base") / "fragments"):
+        raise MachineError(f"build/base is not configured with {', '.join(FRAGMENTS)} of scripts/config")
+    return Measured(version(), environment.options_hash(lines))
 
 
 def _known(data: dict[str, Any]) -> Known:
@@ -154,7 +153,7 @@ def update(suite: str, runs: Iterable[Run], group_of: str, details: bool = False
     and are not known.
     """
     record = load()
-    measured = at_hand(["base"])
+    measured = at_hand(built=True)
     section = record.get(suite)
     if section is None or section.measured.differences(measured):
         section = Section(measured)
@@ -178,7 +177,7 @@ def use(suite: str) -> tuple[Section, list[str]]:
     section = load().get(suite)
     if section is None:
         raise MachineError(f"{PATH.name} has nothing of {suite}: run with BASE=record, or BASE=measure")
-    hand = at_hand(["series", "debug"])
+    hand = at_hand()
     recorded = section.measured.version.split(".")[:2]
     if recorded != hand.version.split(".")[:2]:
         raise MachineError(
@@ -215,7 +214,7 @@ def compare(suite: str, runs: Iterable[Run], group_of: str, details: bool = Fals
     if section is None:
         derived.problem = f"{PATH.name} has nothing of {suite}"
         return derived
-    differences = section.measured.differences(at_hand(["base"]))
+    differences = section.measured.differences(at_hand(built=True))
     if differences:
         derived.problem = f"{PATH.name} is of another base: {', '.join(differences)}"
     for run in runs:

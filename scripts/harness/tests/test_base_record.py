@@ -6,6 +6,7 @@ from unittest import mock
 from harness import base_record
 from harness.base_record import Measured
 from harness.errors import MachineError
+from harness.paths import SCRIPTS
 from harness.results import Outcome, Run, Test
 
 PASS, FAIL, CRASH, HANG, NOT_RUN = Outcome.PASS, Outcome.FAIL, Outcome.CRASH, Outcome.HANG, Outcome.NOT_RUN
@@ -25,7 +26,7 @@ class Record(unittest.TestCase):
 
     def set_hand(self, version: str, config_hash: str) -> None:
         hand = Measured(version, config_hash)
-        self.enterContext(mock.patch.object(base_record, "at_hand", lambda _flavours=(): hand))
+        self.enterContext(mock.patch.object(base_record, "at_hand", mock.Mock(return_value=hand)))
 
     def update(self, *runs: Run, details: bool = False) -> list[str]:
         return base_record.update("s", runs, "memory_type", details)
@@ -110,6 +111,20 @@ class Record(unittest.TestCase):
         before = self.path.read_text()
         base_record.save(base_record.load())
         self.assertEqual(self.path.read_text(), before)
+
+
+class AtHand(unittest.TestCase):
+    def test_a_kernel_of_other_options_is_not_recorded(self) -> None:
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.enterContext(mock.patch.object(base_record, "kernel_folder", return_value=folder))
+        self.enterContext(mock.patch.object(base_record, "version", return_value="7.3.4"))
+        configs = [SCRIPTS / f"config/{name}.config" for name in base_record.FRAGMENTS]
+        text = "".join(path.read_text() for path in configs)
+        (folder / "fragments").write_text(text)
+        self.assertEqual(base_record.at_hand(built=True), base_record.at_hand())
+        (folder / "fragments").write_text(text + "CONFIG_MORE=y\n")
+        with self.assertRaisesRegex(MachineError, "not configured with base, vm, dax"):
+            base_record.at_hand(built=True)
 
 
 if __name__ == "__main__":

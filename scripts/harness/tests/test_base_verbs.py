@@ -61,7 +61,7 @@ class Verbs(unittest.TestCase):
             for name, value in values.items():
                 self.enterContext(mock.patch.object(module, name, value))
 
-        patch(base_record, PATH=self.record, at_hand=lambda _flavours=(): Measured("7.3.4", "a"))
+        patch(base_record, PATH=self.record, at_hand=mock.Mock(return_value=Measured("7.3.4", "a")))
         patch(hmm_tests, build=mock.Mock(), run_tests=self.kernels.hmm_tests)
         patch(selftests, build=mock.Mock(), run_tests=self.kernels.selftests)
         patch(dax, run_tests=self.kernels.dax)
@@ -94,6 +94,14 @@ class Verbs(unittest.TestCase):
         self.assertEqual(report.status, Status.FAILED)
         comparison = next(run for run in report.runs if run.derived)
         self.assertEqual([test.name for test in comparison.failed()], ["hmm.coherent.even"])
+
+    def test_compare_needs_all_of_base(self) -> None:
+        self.verb("compare", "--base", "record")
+        text = self.record.read_text().replace('"hmm.private.odd": ', '"hmm.private.other": ')
+        self.record.write_text(text)
+        report = self.verb("compare")
+        failed = [test.name for run in report.runs if run.decides for test in run.failed()]
+        self.assertEqual(failed, ["hmm.private.odd"])
 
     def test_compare_finds_a_wrong_record(self) -> None:
         self.verb("compare", "--base", "record")

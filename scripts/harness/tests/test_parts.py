@@ -60,7 +60,7 @@ class Parts(unittest.TestCase):
             while not (self.folder / "child").exists() or not (self.folder / "child").read_text():
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
-            self.assertEqual(process.wait(20), 128 + signal.SIGTERM)
+            self.assertEqual(process.wait(60), 128 + signal.SIGTERM)
         child = Path("/proc") / (self.folder / "child").read_text().strip()
         # Its end may take a moment.
         end = time.monotonic() + 10

@@ -61,7 +61,7 @@ class FakeVng(unittest.TestCase):
         begin = time.monotonic()
         result = self.run_vng(f"{BOOT}; sleep 1000 & echo $!; wait", timeout=2)
         self.assertIn("the guest hung", result.problem() or "")
-        self.assertLess(time.monotonic() - begin, 15)
+        self.assertLess(time.monotonic() - begin, 60)
         child = int(result.lines[0][1])
         self.assertFalse(
             Path(f"/proc/{child}").exists() and "sleep" in Path(f"/proc/{child}/cmdline").read_text()
@@ -93,7 +93,7 @@ class FakeVng(unittest.TestCase):
         begin = time.monotonic()
         with self.assertRaisesRegex(MachineError, "no disk|interrupted"):
             vm.in_parallel(boot, [1, 0])
-        self.assertLess(time.monotonic() - begin, 30)
+        self.assertLess(time.monotonic() - begin, 60)
         self.assertEqual(vm.running, set())
 
 
