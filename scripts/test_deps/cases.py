@@ -214,8 +214,8 @@ def upgrade_needed(chroot: Chroot) -> None:
     unchanged(before, chroot.packages())
     chroot.good(f"UPGRADE=yes {DEPS}")
     after = chroot.packages()
-    expect(after["libelf1"] != before["libelf1"], "libelf1 is not upgraded")
-    unchanged(before | {"libelf1": after["libelf1"]}, after)
+    expect(after["libelf1:amd64"] != before["libelf1:amd64"], "libelf1 is not upgraded")
+    unchanged(before | {"libelf1:amd64": after["libelf1:amd64"]}, after)
     everything_works(chroot)
 
 
