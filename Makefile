@@ -70,6 +70,7 @@ help:
 	@echo 'make test           everything that CI runs: check, check-drivers, cargo-test, kunit,'
 	@echo '                    compare, selftests, dax (one driver of each kind), clippy, rustdoc'
 	@echo 'make test-long      all that there is, also on the debug kernel; takes hours'
+	@echo 'make test-deps      make deps on fresh machines in chroots, as root: FILTER=bookworm/*'
 	@echo 'make deps           install what is missing for all targets; UPGRADE=yes may upgrade'
 	@echo 'make tree           build/linux: base kernel and series, KERNEL=/path for your tree'
 	@echo 'make kernel         build/kernel, the patched kernel'

@@ -214,8 +214,8 @@ def upgrade_needed(chroot: Chroot) -> None:
     unchanged(before, chroot.packages())
     chroot.good(f"UPGRADE=yes {DEPS}")
     after = chroot.packages()
-    expect(after["libelf1"] != before["libelf1"], "libelf1 is not upgraded")
-    unchanged(before | {"libelf1": after["libelf1"]}, after)
+    expect(after["libelf1:amd64"] != before["libelf1:amd64"], "libelf1 is not upgraded")
+    unchanged(before | {"libelf1:amd64": after["libelf1:amd64"]}, after)
     everything_works(chroot)
 
 
@@ -411,7 +411,9 @@ def safe_directory(chroot: Chroot) -> None:
         chown -R other: /srv/linux
     """)
     expect_in("dubious ownership", chroot.bad("git -C /srv/linux log --oneline"))
-    chroot.good("git config --global safe.directory /srv/linux")
+    # Some versions of git want the second to clone it.
+    for path in ("/srv/linux", "/srv/linux/.git"):
+        chroot.good(f"git config --global --add safe.directory {path}")
     # The series does not apply to this tree, but before that comes what is tested.
     output = chroot.bad("KERNEL=/srv/linux scripts/tree", timeout=300)
     expect_in("this patch does not apply to base", output)
@@ -425,7 +427,8 @@ def no_network(chroot: Chroot) -> None:
     before = chroot.packages()
     chroot.good(DEPS, network=False, timeout=300)
     output = chroot.bad(deps("dax"), network=False, timeout=600)
-    expect_in("error: .*network", output)
+    expect_in("error: ", output)
+    expect_in("(?i)network|resolving", output)
     expect_in(r"\bfio\b", output)
     output = chroot.bad("scripts/fetch-kernel", network=False, timeout=600)
     expect_in("error: .*network", output)
