@@ -45,7 +45,7 @@ class Status(enum.IntEnum):
 
 def programs_tests(memory_type: str) -> Iterator[list[str]]:
     """hmm-tests as fixture.variant.test, then those of hmm-selftests as group.test."""
-    yield hmm_tests.select(hmm_tests.build("series"), memory_type, "*")
+    yield hmm_tests.select("series", memory_type, "*")
     command = [str(selftests.build()), "--list", "--type", memory_type]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     yield [line.split()[0] for line in listing.splitlines()]

@@ -29,7 +29,7 @@ def main() -> Report:
         report.runs = [kernels, own]
         vm.in_parallel(
             lambda run: (
-                hmm_tests.run_tests(run, folder)
+                hmm_tests.run_tests(run, folder, benchmark=False)
                 if run is kernels
                 else selftests.run_tests(run, folder, [], selftests.TIMEOUT, args.seed)
             ),

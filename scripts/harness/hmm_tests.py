@@ -67,36 +67,35 @@ def build(source: str) -> Path:
     return program
 
 
-def list_tests(program: Path) -> list[tuple[str, str, str]]:
-    """All tests as (fixture, variant, test); -l prints the lists side by side."""
-    listing = subprocess.run([program, "-l"], capture_output=True, text=True, check=False)
-    if "FIXTURE" not in listing.stderr:
-        raise MachineError(f"{program} -l lists no tests:\n{listing.stdout}{listing.stderr}")
-    fixtures: dict[str, tuple[list[str], list[str]]] = {}
-    current = ""
-    for line in listing.stderr.splitlines():
-        if line.startswith(("#", "---")):
-            continue
-        fixture, variant, test = line[:20].strip(), line[20:46].strip(), line[46:].strip()
-        current = fixture or current
-        variants, tests = fixtures.setdefault(current, ([], []))
-        if variant:
-            variants.append(variant)
-        if test:
-            tests.append(test)
-    return [
+VARIANT = re.compile(r"^FIXTURE_VARIANT_ADD\((\w+), (\w+)\)", re.MULTILINE)
+TEST = re.compile(r"^TEST_F(?:_\w+)?\((\w+), (\w+)[,)]", re.MULTILINE)
+
+
+def list_tests(source: str) -> list[tuple[str, str, str]]:
+    """All tests as (fixture, variant, test), out of the source of hmm-tests.
+
+    The program itself, asked for a list, first changes the number of huge pages of the
+    machine that it runs on.
+    """
+    path = source_tree(source) / "tools/testing/selftests/mm/hmm-tests.c"
+    text = path.read_text(encoding="utf-8")
+    tests = TEST.findall(text)
+    found = [
         (fixture, variant, test)
-        for fixture, (variants, tests) in fixtures.items()
-        for variant in variants
-        for test in tests
+        for fixture, variant in VARIANT.findall(text)
+        for of, test in tests
+        if of == fixture
     ]
+    if not found:
+        raise MachineError(f"no tests in {path}")
+    return found
 
 
-def select(program: Path, memory_type: str, pattern: str) -> list[str]:
+def select(source: str, memory_type: str, pattern: str) -> list[str]:
     """Names of the tests of a memory type that match a pattern, as -r takes them."""
     return [
         f"{fixture}.{variant}.{test}"
-        for fixture, variant, test in list_tests(program)
+        for fixture, variant, test in list_tests(source)
         if variant.endswith(f"_device_{memory_type}") and fnmatch.fnmatchcase(test, pattern)
     ]
 
@@ -129,10 +128,10 @@ class Progress:
             print(done, end="", file=sys.stderr, flush=True)
 
 
-def selection(run: Run, program: Path, pattern: str, benchmark: bool) -> list[str]:
-    selected = select(program, run.memory_type, pattern)
+def selection(run: Run, pattern: str, benchmark: bool) -> list[str]:
+    selected = select(run.source, run.memory_type, pattern)
     if not benchmark or (run.kernel == "debug" and pattern == "*"):
-        left_out = select(program, run.memory_type, BENCHMARK)
+        left_out = select(run.source, run.memory_type, BENCHMARK)
         print("left out:", *left_out, file=sys.stderr)
         selected = [name for name in selected if name not in left_out]
     if not selected:
@@ -154,7 +153,7 @@ def run_tests(
     options are for the kernel's command line.
     """
     program = build(run.source)
-    selected = list(only) if only else selection(run, program, pattern, benchmark)
+    selected = list(only) if only else selection(run, pattern, benchmark)
     tests = " ".join(f"-r {name}" for name in selected)
     progress = Progress(run, len(selected))
     print(f"==> hmm-tests: {run.name}, {len(selected)} tests", file=sys.stderr)
