@@ -47,9 +47,7 @@ def is_benchmark(name: str) -> bool:
 def run_patched(run: Run, folder: Path, mode: Mode) -> None:
     # The series does not change the benchmark, and it takes longer than all tests: it is
     # left to when base is measured, and then runs once for each driver and type.
-    benchmark = mode != Mode.USE and (
-        run.source == "base" or run.memory_type not in hmm_tests.TYPES["base"]
-    )
+    benchmark = mode != Mode.USE and (run.source == "base" or run.memory_type not in hmm_tests.TYPES["base"])
     hmm_tests.run_tests(run, folder, benchmark=benchmark)
     # Of base's tests, some fail on any kernel; the comparison says which matter.
     run.decides = run.source != "base"
