@@ -6,7 +6,8 @@
 set -euo pipefail
 
 say()  { printf '==> %s\n' "$*" >&2; }
-die()  { printf 'error: %s\n' "$*" >&2; exit 1; }
+# 2: not a failed test, but no verdict, see docs/results.md. Within a test it is one.
+die()  { printf 'error: %s\n' "$*" >&2; exit "${die_status:-2}"; }
 
 # What other programs print is read here, and must not be translated.
 unset LANGUAGE

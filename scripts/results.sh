@@ -7,7 +7,7 @@
 #
 # The script then ends with 1 if a test failed, and with 2 if it came to no verdict: when
 # it ends by itself with an error, or when a function ends with 2.
-# shellcheck disable=SC2154
+# shellcheck disable=SC2034,SC2154
 
 begin_results() { # target
 	results_target=$1
@@ -33,7 +33,7 @@ checked() { # name, command...
 	say "$name"
 	log=$results/$(tr -c '[:alnum:]\n' _ <<<"$name").log
 	set +e
-	(set -e; "$@") 2>&1 | tee "$log" >&2
+	(set -e; die_status=1; "$@") 2>&1 | tee "$log" >&2
 	status=${PIPESTATUS[0]}
 	set -e
 	((status == 0)) || outcome=fail
