@@ -21,7 +21,7 @@ base = $(if $(BASE),--base $(BASE))
 seed = $(if $(SEED),--seed '$(SEED)')
 
 # An old verdict must not outlive a failure, not even one of what a target needs first.
-targets-with-results := run test test-long hmm-tests kunit selftests defects compare bugs dax \
+targets-with-results := run test test-long hmm-tests kselftest kunit selftests defects compare bugs dax \
 	check check-drivers cargo-test clippy rustdoc
 old-verdicts := $(patsubst %,build/results/%$(if $(KCONFIG),-$(KCONFIG))/summary.json, \
 	$(filter $(targets-with-results),$(MAKECMDGOALS)))
@@ -50,6 +50,9 @@ help:
 	@echo 'make compare        unpatched and patched kernel, one table; and that of make bugs'
 	@echo 'make bugs           tests of what the series fixes on both kernels: FILTER="parts of names"'
 	@echo 'make dax            device-dax and fs-dax do not change: DRIVERS=... FILTER="parts of names"'
+	@echo 'make kselftest      the kernel tree'"'"'s own way to run hmm-tests, on test_hmm built in as well'
+	@echo 'make bisect         the commit that changes what becomes of FILTER=test:'
+	@echo '                    DRIVER=test_hmm|test_hmm_rs TYPE=... RANGE=a..b ATTEMPTS=1'
 	@echo 'make vm             CMD="command", or a shell'
 	@echo 'make check          patches apply, equal the tree, pass checkpatch; BISECT=1 builds each'
 	@echo 'make check-drivers  compiles the users of ZONE_DEVICE memory that no VM has, with sparse'
@@ -72,7 +75,7 @@ kernel-base: tree
 debug-kernel: tree
 	@scripts/kernel debug
 
-.PHONY: vm hmm-tests compare bugs dax kunit selftests defects cargo-test
+.PHONY: vm hmm-tests compare bugs dax kunit selftests defects cargo-test kselftest bisect
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
@@ -105,6 +108,16 @@ bugs: kernel $(if $(BASE),kernel-base)
 
 dax: kernel $(if $(BASE),kernel-base)
 	@scripts/dax.py $(base) $(if $(DRIVERS),--drivers '$(DRIVERS)') $(FILTER)
+
+# test_hmm as a module, and built into a kernel of its own.
+kselftest: kernel
+	@scripts/kernel kselftest
+	@scripts/kselftest.py
+
+bisect: tree
+	@scripts/bisect $(if $(DRIVER),--driver '$(DRIVER)') $(if $(TYPE),--type '$(TYPE)') \
+		$(if $(RANGE),--range '$(RANGE)') $(if $(ATTEMPTS),--attempts '$(ATTEMPTS)') \
+		$(if $(FILTER),'$(FILTER)')
 
 .PHONY: check check-drivers clippy rustdoc export
 check: tree
