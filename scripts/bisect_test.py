@@ -64,7 +64,9 @@ def choose(memory_type: str, text: str) -> str:
     matching: list[str] = []
     for names in programs_tests(memory_type):
         matching = [name for name in names if text in (name, short_name(name))] or [
-            name for name in names if fnmatch.fnmatchcase(short_name(name), pattern)
+            name
+            for name in names
+            if any(fnmatch.fnmatchcase(each, pattern) for each in (short_name(name), name.split(".")[-1]))
         ]
         if matching:
             break
@@ -97,7 +99,7 @@ def status(result: vm.Result, test: str) -> tuple[Status, str]:
         )
     verdicts = [match for line in output if (match := VERDICT.match(line)) and match[2] == test]
     problem = result.problem()
-    if not verdicts and not problem:
+    if not verdicts and result.status is not None:
         return Status.CANNOT_RUN, "\n    ".join(["the test printed no result:", *output[-5:]])
     if verdicts and verdicts[0][3]:
         return Status.CANNOT_RUN, "the test was skipped"

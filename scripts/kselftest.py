@@ -147,16 +147,16 @@ def run_boot(boot: Boot, folder: Path, results: Path) -> Run:
     command = f"cd {shlex.quote(str(folder))} && {boot.command()}"
     result, output = guest.boot(run, command, results / run.name, TIMEOUT, None, boot.options())
     lines = result.lines
-    wrong = []
+    says = None
     if boot.script == "run_vmtests.sh":
-        wrong.append(script_problem(output))
+        says = script_problem(output)
         # It takes a script's output for comments.
         lines = [(seconds, line[2:]) for seconds, line in lines if line.startswith("# ")]
     tests, incomplete = tests_of(lines)
     run.tests = [test for test in tests if memory_type(test) in boot.types]
-    wrong += [incomplete, *problems(boot, tests)]
-    if result.status and not run.failed():
-        wrong.append(f"{boot.script} ends with status {result.status}")
+    wrong = [incomplete, *problems(boot, tests)]
+    if not run.failed():
+        wrong += [says, f"{boot.script} ends with status {result.status}" if result.status else None]
     if not run.problem and any(wrong):
         run.problem = "\n    ".join([*filter(None, wrong), *output[-10:]])
     return run
