@@ -56,7 +56,7 @@ seed = $(if $(SEED),--seed '$(SEED)')
 
 # An old verdict must not outlive a failure, not even one of what a target needs first.
 targets-with-results := run test test-long hmm-tests kselftest kunit selftests defects compare bugs dax \
-	check check-drivers cargo-test clippy rustdoc
+	check check-drivers cargo-test clippy rustdoc test-deps
 old-verdicts := $(patsubst %,build/results/%$(if $(KCONFIG),-$(KCONFIG))/summary.json, \
 	$(filter $(targets-with-results),$(MAKECMDGOALS)))
 ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),) # not for make -n
@@ -187,4 +187,4 @@ test-long: tree
 
 .PHONY: test-deps
 test-deps:
-	@scripts/test-deps $(FILTER)
+	@scripts/test-deps $(if $(FILTER),'$(FILTER)')

@@ -40,6 +40,8 @@ LONG_PARTS = (
     "selftests KCONFIG=debug",
     "clippy",
     "rustdoc",
+    "kselftest",
+    "test-deps",
 )
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from harness.errors import MachineError
+from harness.paths import TOP
+
 from test_deps import host
 
-TOP = Path(__file__).resolve().parents[2]
 WORK = TOP / "build/test-deps"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "managed-generic"
 
@@ -46,10 +48,6 @@ chroot "$root" "$@" || exit $?
 
 class CaseError(Exception):
     """A case has failed."""
-
-
-class MachineError(Exception):
-    """This machine cannot run the tests."""
 
 
 def sources(suite: str) -> str:
