@@ -31,6 +31,8 @@ needs-check := check
 needs-check-drivers := sparse
 needs-clippy := lint
 needs-rustdoc := lint
+needs-test-deps := chroots
+needs-test := kernel vm program dax cargo-test check sparse lint
 # Everything, for the other targets.
 groups := $(sort $(foreach goal,$(MAKECMDGOALS),$(needs-$(goal))))
 
@@ -186,5 +188,5 @@ test-long: tree
 	@scripts/test.py $(seed) long
 
 .PHONY: test-deps
-test-deps:
+test-deps: deps
 	@scripts/test-deps $(if $(FILTER),'$(FILTER)')

@@ -74,7 +74,12 @@ pin_installed() {
 plan() { # package...
 	apt-get "${apt_config[@]}" "${keep_installed[@]}" --simulate \
 		--no-install-recommends install "$@" >"$apt_dir/plan" 2>&1 || return
-	awk '$1 == "Inst" && $3 ~ /^\[/ { print "upgrade", $2, substr($3, 2, length($3) - 2), substr($4, 2) }
+	# An interrupted installation is done again, in the same version.
+	awk '$1 == "Inst" && $3 ~ /^\[/ {
+		old = substr($3, 2, length($3) - 2)
+		new = substr($4, 2)
+		print old == new ? "install" : "upgrade", $2, old, new
+	     }
 	     $1 == "Inst" && $3 ~ /^\(/ { print "install", $2, "-", substr($3, 2) }
 	     $1 == "Remv" { print "remove", $2, substr($3, 2, length($3) - 2), "-" }' "$apt_dir/plan"
 }

@@ -10,6 +10,9 @@ from harness.paths import TOP
 LIST = TOP / "selftests/src/complaints.txt"
 # A time stamp, and with CONFIG_PRINTK_CALLER the task or CPU.
 PRINTK_LINE = re.compile(r"^\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?(?P<message>.*)$")
+# The guest's first process writes to the kernel's log, too: a minimal Debian lacks programs
+# that it would run.
+USER_SPACE = "virtme-ng-init: "
 SPLAT_LINES = 12
 
 
@@ -54,7 +57,9 @@ def kind_of(message: str) -> Kind | None:
 def kind_of_line(line: str) -> Kind | None:
     """The same for a line of the console, to which not only the kernel writes."""
     printk = PRINTK_LINE.match(line)
-    return kind_of(printk["message"]) if printk else None
+    if not printk or printk["message"].startswith(USER_SPACE):
+        return None
+    return kind_of(printk["message"])
 
 
 def find_splats(console: str) -> list[list[str]]:

@@ -22,6 +22,7 @@ class Patterns(unittest.TestCase):
             "# BUG: in a test's output",
             "[    1.0] Spectre V2 : WARNING: Unprivileged eBPF is enabled with eIBRS on",
             "[    1.0] systemd[1]: WARNING: low on space",
+            '[    1.0] virtme-ng-init: WARNING: failed to run: "ip" link set dev lo up',
             "[    1.0] DMA-API: preallocated 65536 debug entries",
             "[    1.0] kfence: initialized - using 2097152 bytes for 255 objects",
             "[    1.0] Memory failure: 0x100a01: recovery action for free buddy page: Recovered",
