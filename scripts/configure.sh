@@ -33,7 +33,8 @@ configure() { # flavour, fragment...
 	if [ -f "$dir/.config" ] && cmp -s "$dir/fragments.new" "$dir/fragments"; then
 		kernel_make "$flavour" olddefconfig >"$log" 2>&1 || die "olddefconfig failed, see $log"
 	else
-		kernel_make "$flavour" rustavailable >"$log" 2>&1 ||
+		! grep -qx CONFIG_RUST=y "$dir/fragments.new" ||
+			kernel_make "$flavour" rustavailable >"$log" 2>&1 ||
 			die "the kernel cannot be built with this Rust: $(tail -n 5 "$log")"
 		kernel_make "$flavour" KCONFIG_ALLCONFIG="$dir/fragments.new" allnoconfig >"$log" 2>&1 ||
 			die "cannot configure the kernel, see $log"

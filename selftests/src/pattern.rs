@@ -29,9 +29,9 @@ pub fn word(page: usize, generation: u32, index: usize) -> u64 {
     if generation == 0 {
         return 0;
     }
-    MARK << MARK_SHIFT
-        | u64::from(generation) << GENERATION_SHIFT
-        | (page as u64) << PAGE_SHIFT
+    (MARK << MARK_SHIFT)
+        | (u64::from(generation) << GENERATION_SHIFT)
+        | ((page as u64) << PAGE_SHIFT)
         | index as u64
 }
 
@@ -43,8 +43,8 @@ pub fn describe(word: u64) -> String {
     if word >> MARK_SHIFT != MARK {
         return "no pattern".into();
     }
-    let generation = word >> GENERATION_SHIFT & u64::from(MAX_GENERATION);
-    let page = word >> PAGE_SHIFT & MAX_PAGE as u64;
+    let generation = (word >> GENERATION_SHIFT) & u64::from(MAX_GENERATION);
+    let page = (word >> PAGE_SHIFT) & MAX_PAGE as u64;
     let offset = (word as usize % WORDS) * WORD;
     format!("page {page}, generation {generation}, offset {offset:#x}")
 }

@@ -53,7 +53,7 @@ impl GupTest {
         is_write: bool,
         is_fast: bool,
     ) -> Result<LongtermPin<'_>, Errno> {
-        let flags = u32::from(is_write) | u32::from(is_fast) << 1;
+        let flags = u32::from(is_write) | (u32::from(is_fast) << 1);
         let argument = PinArgument { addr: pages.addr as u64, size: pages.bytes() as u64, flags };
         self.issue(PIN_LONGTERM_TEST_START, std::ptr::from_ref(&argument).expose_provenance())?;
         Ok(LongtermPin { gup_test: self, pages })
