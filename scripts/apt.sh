@@ -215,7 +215,7 @@ install_good() { # package...
 # Installs packages from the suites that are configured; what these do not have for
 # this machine, from backports, where what is installed may be from.
 install_packages() { # package...
-	local good bad commands=() release steps
+	local good bad commands=() release steps package unknown
 	release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
 	pin_installed
 	install_good "$@"
@@ -224,6 +224,11 @@ install_packages() { # package...
 		install_good "${bad[@]}"
 	fi
 	apt_config=()
+	unknown=$(for package in "${bad[@]}"; do
+			[ -n "$(candidate "$package")" ] || printf '%s\n' "$package"
+		done | xargs)
+	[ -z "$unknown" ] ||
+		die "apt has no package $unknown: no package lists, or no network (see $build/log/apt-update)"
 	if ((${#bad[@]})) && [ "${UPGRADE:-}" = yes ]; then
 		keep_installed=()
 		if steps=$(plan "${bad[@]}") && ! grep -q '^remove ' <<<"$steps"; then
