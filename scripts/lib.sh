@@ -246,6 +246,8 @@ kernel_make() {
 		export CCACHE_DIR=$cache/ccache CCACHE_MAXSIZE=5G
 		# What make knows of a file's headers is enough: no preprocessor in between.
 		export CCACHE_DEPEND=true
+		# The same file of another clone is the same.
+		export CCACHE_BASEDIR=$top
 	fi
 	make -C "$source" O="$(kernel_dir "$flavour")" "${arch[@]}" LLVM="${suffix:-1}" CC="$cc" \
 		RUSTC="$rustc" HOSTRUSTC="$rustc" RUSTDOC="$bin/rustdoc" \
