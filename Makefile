@@ -133,7 +133,7 @@ selftests: $(kernel-target)
 defects: $(kernel-target)
 	@scripts/defects.py --kernel $(kernel-name) $(seed) $(if $(filter test_hmm_rs,$(DRIVER)),--driver $(DRIVER))
 
-cargo-test: estimate-test tree
+cargo-test: tree
 	@scripts/cargo test
 
 # Results of the unpatched kernel are from scripts/base-record.json, or it is built and
