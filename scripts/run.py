@@ -35,8 +35,9 @@ def main() -> Report:
             ),
             report.runs,
         )
-    for run, row_name in ((kernels, tables.hmm_test_name), (own, str)):
-        print(tables.table([run], ("source", "driver", "memory_type"), row_name), end="")
+    columns = ("source", "driver", "memory_type")
+    both = [tables.table([kernels], columns, tables.hmm_test_name), tables.table([own], columns)]
+    tables.save("".join(both), folder)
     tables.print_failures(report.runs)
     tables.print_totals(report.runs)
     return report
