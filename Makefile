@@ -10,7 +10,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 # The targets share the tree and the build folders.
 .NOTPARALLEL:
 
-export KERNEL KCONFIG UPGRADE FEATURES BASE
+export KERNEL KCONFIG UPGRADE BASE
 
 # What a target needs, as groups of scripts/deps.
 needs-tree := tree
@@ -47,6 +47,8 @@ features-dax := dax
 features-test := dax kunit
 features-test-long := dax kunit
 FEATURES ?= $(sort $(foreach goal,$(MAKECMDGOALS),$(features-$(goal))))
+# Only here, as export defines what is not defined yet.
+export FEATURES
 
 # KCONFIG=debug takes the debug kernel for what runs in the VM.
 $(if $(filter-out debug,$(KCONFIG)),$(error unknown KCONFIG=$(KCONFIG), use KCONFIG=debug))
