@@ -14,6 +14,7 @@ from harness import summary
 from harness.paths import SCRIPTS
 from harness.results import Status
 from harness.tests import samples
+from harness.tests.processes import assert_ends
 
 
 def load_verb(name: str) -> ModuleType:
@@ -61,12 +62,7 @@ class Parts(unittest.TestCase):
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
             self.assertEqual(process.wait(60), 128 + signal.SIGTERM)
-        child = Path("/proc") / (self.folder / "child").read_text().strip()
-        # Its end may take a moment.
-        end = time.monotonic() + 10
-        while child.exists() and time.monotonic() < end and "State:\tZ" not in (child / "status").read_text():
-            time.sleep(0.05)
-        self.assertFalse(child.exists() and "State:\tZ" not in (child / "status").read_text())
+        assert_ends(self, int((self.folder / "child").read_text()))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from unittest import mock
 from harness import hmm_tests, vm
 from harness.errors import MachineError
 from harness.results import Outcome, Run
+from harness.tests.processes import assert_ends
 
 BOOT = f'echo "[    0.000000] Linux version 7.3.4" >&2; echo "{vm.BOOTED}"'
 
@@ -62,10 +63,7 @@ class FakeVng(unittest.TestCase):
         result = self.run_vng(f"{BOOT}; sleep 1000 & echo $!; wait", timeout=2)
         self.assertIn("the guest hung", result.problem() or "")
         self.assertLess(time.monotonic() - begin, 60)
-        child = int(result.lines[0][1])
-        self.assertFalse(
-            Path(f"/proc/{child}").exists() and "sleep" in Path(f"/proc/{child}/cmdline").read_text()
-        )
+        assert_ends(self, int(result.lines[0][1]))
 
     def test_what_is_the_machines_fault(self) -> None:
         for script, message in (
