@@ -20,6 +20,7 @@ pub mod process;
 pub mod results;
 pub mod runner;
 pub mod selection;
+pub mod settings;
 pub mod tests;
 pub mod uapi;
 pub mod userfault;

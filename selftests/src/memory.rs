@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::mman::{
     MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mprotect,
     mremap, munlock, munmap,
@@ -262,6 +263,13 @@ impl Mapping {
         unsafe { madvise(self.pointer(&range), range.len() * PAGE_SIZE, advice) }
     }
 
+    /// `MADV_COLLAPSE` of some pages: makes huge ones of them.
+    pub fn collapse(&self, range: Range<usize>) -> Result<(), Errno> {
+        let (addr, len) = (self.pointer(&range), range.len() * PAGE_SIZE);
+        // SAFETY: The range is ours, and its contents stay.
+        Errno::result(unsafe { libc::madvise(addr.as_ptr(), len, libc::MADV_COLLAPSE) }).map(drop)
+    }
+
     /// mlock(2) of some pages.
     pub fn mlock(&self, range: Range<usize>) -> Result<(), Errno> {
         // SAFETY: The range is ours; locking changes nothing of its contents.
@@ -341,7 +349,7 @@ impl Mapping {
     /// As [`mremap`](Self::mremap), but leaves an empty mapping behind
     /// (`MREMAP_DONTUNMAP`).
     pub fn mremap_dontunmap(&mut self, range: Range<usize>, skew: usize) -> Result<Self, Errno> {
-        const DONTUNMAP: MRemapFlags = MRemapFlags::from_bits_retain(nix::libc::MREMAP_DONTUNMAP);
+        const DONTUNMAP: MRemapFlags = MRemapFlags::from_bits_retain(libc::MREMAP_DONTUNMAP);
         self.move_to(range, skew, DONTUNMAP)
     }
 

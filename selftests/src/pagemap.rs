@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
@@ -13,12 +14,15 @@ use nix::errno::Errno;
 use crate::memory::{PAGE_SIZE, Pages};
 
 const PAGEMAP: &str = "/proc/self/pagemap";
+const KPAGEFLAGS: &str = "/proc/kpageflags";
 const ENTRY: usize = size_of::<u64>();
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const FILE_OR_SHARED: u64 = 1 << 61;
 const EXCLUSIVE: u64 = 1 << 56;
 const PFN: u64 = (1 << 55) - 1;
+const FLAG_COMPOUND_TAIL: u64 = 1 << 16;
+const FLAG_KSM: u64 = 1 << 21;
 
 /// One page's entry in `/proc/self/pagemap`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +64,28 @@ pub fn entries(pages: Pages) -> io::Result<Vec<Entry>> {
     Ok(entries.map(|b| Entry(u64::from_ne_bytes(b.try_into().expect("8 bytes")))).collect())
 }
 
+/// How many of the pages are mapped and have a flag of `/proc/kpageflags`; root only.
+fn count_flagged(pages: Pages, flag: u64) -> io::Result<usize> {
+    let file = File::open(KPAGEFLAGS)?;
+    let mut count = 0;
+    for entry in entries(pages)?.into_iter().filter(|entry| entry.is_present()) {
+        let mut bytes = [0; ENTRY];
+        file.read_exact_at(&mut bytes, entry.pfn() * ENTRY as u64)?;
+        count += usize::from(u64::from_ne_bytes(bytes) & flag != 0);
+    }
+    Ok(count)
+}
+
+/// How many of the pages KSM has merged; root only.
+pub fn merged_pages(pages: Pages) -> io::Result<usize> {
+    count_flagged(pages, FLAG_KSM)
+}
+
+/// How many of the pages are in a large folio, and not the first there; root only.
+pub fn tail_pages(pages: Pages) -> io::Result<usize> {
+    count_flagged(pages, FLAG_COMPOUND_TAIL)
+}
+
 /// Numbers of the pages at which a VMA begins, counted from the first of `pages`.
 pub fn beginnings_of_vmas(pages: Pages) -> io::Result<Vec<usize>> {
     let maps = std::fs::read_to_string("/proc/self/maps")?;
@@ -97,21 +123,27 @@ struct ScanArgument {
 }
 
 const PAGEMAP_SCAN: u32 = iorw!(b'f', 16, size_of::<ScanArgument>());
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_HUGE: u64 = 1 << 6;
+/// Protects what it finds from being written to, so that it is not found again.
+const WP_MATCHING: u64 = 1 << 0;
+/// Fails if that would have somebody wait.
+const CHECK_WPASYNC: u64 = 1 << 1;
 
-/// How many of the pages a PMD maps, or a huge swap entry.
-pub fn huge_pages(pages: Pages) -> io::Result<usize> {
+/// Ranges of pages of a category, numbered from the first of `pages`.
+fn scan(pages: Pages, category: u64, flags: u64) -> io::Result<Vec<Range<usize>>> {
     let file = File::open(PAGEMAP)?;
     // Regions cannot be more than pages.
     let mut regions = vec![Region::default(); pages.count];
     let mut argument = ScanArgument {
         size: size_of::<ScanArgument>() as u64,
+        flags,
         start: pages.addr as u64,
         end: (pages.addr + pages.bytes()) as u64,
         vec: regions.as_mut_ptr().expose_provenance() as u64,
         vec_len: regions.len() as u64,
-        category_mask: PAGE_IS_HUGE,
-        return_mask: PAGE_IS_HUGE,
+        category_mask: category,
+        return_mask: category,
         ..ScanArgument::default()
     };
     // SAFETY: The argument and the vector it names live past the call, with the sizes
@@ -120,7 +152,20 @@ pub fn huge_pages(pages: Pages) -> io::Result<usize> {
         ioctl_sys::ioctl(file.as_raw_fd(), PAGEMAP_SCAN.into(), std::ptr::from_mut(&mut argument))
     };
     let found = usize::try_from(Errno::result(found)?).expect("not negative");
-    Ok(regions[..found].iter().map(|r| (r.end - r.start) as usize / PAGE_SIZE).sum())
+    let number = |addr: u64| (addr as usize - pages.addr) / PAGE_SIZE;
+    Ok(regions[..found].iter().map(|region| number(region.start)..number(region.end)).collect())
+}
+
+/// How many of the pages a PMD maps, or a huge swap entry.
+pub fn huge_pages(pages: Pages) -> io::Result<usize> {
+    Ok(scan(pages, PAGE_IS_HUGE, 0)?.into_iter().map(|range| range.len()).sum())
+}
+
+/// Which of the pages, numbered from 0, were written to since this was last asked; in a
+/// range that [`tracking`](crate::userfault::UserFaults::tracking) is for.
+pub fn take_written(pages: Pages) -> io::Result<Vec<usize>> {
+    let written = scan(pages, PAGE_IS_WRITTEN, WP_MATCHING | CHECK_WPASYNC)?;
+    Ok(written.into_iter().flatten().collect())
 }
 
 #[cfg(test)]

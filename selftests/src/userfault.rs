@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Memory whose faults the test handles itself, by userfaultfd(2).
+//! What userfaultfd(2) gives: memory whose faults the test handles itself, whose pages
+//! can be moved, or that `PAGEMAP_SCAN` can tell the written pages of.
 
 use std::fs::File;
 use std::io::Read;
@@ -41,13 +42,32 @@ struct Copy {
     copied: i64,
 }
 
+/// Argument of `UFFDIO_MOVE`.
+#[repr(C)]
+struct Move {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    moved: i64,
+}
+
 const TYPE: u8 = 0xaa;
 const UFFDIO_API: u32 = iorw!(TYPE, 0x3f, size_of::<Api>());
 const UFFDIO_REGISTER: u32 = iorw!(TYPE, 0x00, size_of::<Register>());
 const UFFDIO_COPY: u32 = iorw!(TYPE, 0x03, size_of::<Copy>());
+const UFFDIO_MOVE: u32 = iorw!(TYPE, 0x05, size_of::<Move>());
 
 const VERSION: u64 = 0xaa;
-const MODE_MISSING: u64 = 1;
+const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+const FEATURE_WP_ASYNC: u64 = 1 << 15;
+const FEATURE_MOVE: u64 = 1 << 16;
+const MODE_MISSING: u64 = 1 << 0;
+const MODE_WP: u64 = 1 << 1;
+const MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;
+
+/// How often a move is tried when the kernel asks to try again.
+const MOVE_ATTEMPTS: usize = 100;
 
 /// Size of `struct uffd_msg`, and where in it is what, in bytes.
 const MESSAGE: usize = 32;
@@ -55,26 +75,33 @@ const EVENT: usize = 0;
 const ADDRESS: usize = 16;
 const EVENT_PAGEFAULT: u8 = 0x12;
 
-/// Handler of the faults on pages that are not there.
+/// A range that the process has a say in.
 #[derive(Debug)]
 pub struct UserFaults(File);
 
 impl UserFaults {
     /// From now on, who accesses a missing page of these waits until it is there.
     pub fn on_missing(pages: Pages) -> Result<Self> {
+        Self::new(pages, 0, MODE_MISSING)
+    }
+
+    /// From now on, `PAGEMAP_SCAN` can protect these from being written to, see
+    /// [`take_written`](crate::pagemap::take_written), and the first to write to a page
+    /// undoes that without being noticed. Pages can be moved here as well.
+    pub fn tracking(pages: Pages) -> Result<Self> {
+        Self::new(pages, FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED | FEATURE_MOVE, MODE_WP)
+    }
+
+    fn new(pages: Pages, features: u64, mode: u64) -> Result<Self> {
         // SAFETY: This creates a file descriptor, and touches no memory.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
         let fd = i32::try_from(Errno::result(fd).context("userfaultfd")?)?;
         // SAFETY: The descriptor is new, so nobody else closes it.
         let this = Self(unsafe { File::from_raw_fd(fd) });
-        let mut api = Api { api: VERSION, features: 0, ioctls: 0 };
+        let mut api = Api { api: VERSION, features, ioctls: 0 };
         this.issue(UFFDIO_API, &mut api).context("UFFDIO_API")?;
-        let mut register = Register {
-            start: pages.addr as u64,
-            len: pages.bytes() as u64,
-            mode: MODE_MISSING,
-            ioctls: 0,
-        };
+        let mut register =
+            Register { start: pages.addr as u64, len: pages.bytes() as u64, mode, ioctls: 0 };
         this.issue(UFFDIO_REGISTER, &mut register).context("UFFDIO_REGISTER")?;
         Ok(this)
     }
@@ -104,10 +131,36 @@ impl UserFaults {
         Ok(())
     }
 
+    /// Moves pages to `dst`, where there must be none, and which is of the range. What is
+    /// no page there is none here. On error, some may have been moved; how many, too.
+    pub fn move_to(&self, dst: Pages, src: Pages) -> Result<(), (usize, Errno)> {
+        assert_eq!(dst.count, src.count);
+        let mut done = 0;
+        for attempt in 1.. {
+            let mut argument = Move {
+                dst: dst.part(done..dst.count).addr as u64,
+                src: src.part(done..src.count).addr as u64,
+                len: src.part(done..src.count).bytes() as u64,
+                mode: MODE_ALLOW_SRC_HOLES,
+                moved: 0,
+            };
+            let result = self.issue(UFFDIO_MOVE, &mut argument);
+            done += usize::try_from(argument.moved).unwrap_or(0) / PAGE_SIZE;
+            match result {
+                Ok(()) => break,
+                Err(Errno::EAGAIN) if attempt < MOVE_ATTEMPTS => {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                Err(errno) => return Err((done, errno)),
+            }
+        }
+        Ok(())
+    }
+
     fn issue<T>(&self, request: u32, argument: &mut T) -> Result<(), Errno> {
         // SAFETY: Each request gets its own argument, see above, which outlives the call.
-        // The pages that the kernel fills are those registered; no references to them
-        // exist, see `Mapping`.
+        // The pages that the kernel fills or moves are those of a `Mapping`, to which no
+        // references exist.
         let ret = unsafe {
             ioctl_sys::ioctl(self.0.as_raw_fd(), request.into(), std::ptr::from_mut(argument))
         };

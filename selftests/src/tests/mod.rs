@@ -15,6 +15,8 @@ pub mod errors;
 pub mod exclusive;
 pub mod fork;
 pub mod huge;
+pub mod ksm;
+pub mod large;
 pub mod lifetime;
 pub mod memcg;
 pub mod migrate;
@@ -23,17 +25,21 @@ pub mod processes;
 pub mod random;
 pub mod snapshot;
 mod support;
+pub mod userfault;
 
 /// All groups, in the order in which they run.
 pub const GROUPS: &[Group] = &[
     Group { name: "access", tests: access::TESTS },
     Group { name: "migrate", tests: migrate::TESTS },
     Group { name: "huge", tests: huge::TESTS },
+    Group { name: "large", tests: large::TESTS },
     Group { name: "fork", tests: fork::TESTS },
     Group { name: "exclusive", tests: exclusive::TESTS },
     Group { name: "snapshot", tests: snapshot::TESTS },
     Group { name: "pinned", tests: pinned::TESTS },
     Group { name: "memcg", tests: memcg::TESTS },
+    Group { name: "ksm", tests: ksm::TESTS },
+    Group { name: "userfault", tests: userfault::TESTS },
     Group { name: "errors", tests: errors::TESTS },
     Group { name: "lifetime", tests: lifetime::TESTS },
     Group { name: "processes", tests: processes::TESTS },

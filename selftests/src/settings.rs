@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The kernel's settings in sysfs, changed for as long as a test needs it.
+
+use std::fs;
+
+use crate::failure::{Context, Result};
+
+/// A file with another value until this is dropped.
+#[derive(Debug)]
+pub struct Setting {
+    file: &'static str,
+    before: String,
+}
+
+impl Setting {
+    /// Writes a value.
+    pub fn new(file: &'static str, value: &str) -> Result<Self> {
+        let text = fs::read_to_string(file).context(file)?;
+        let setting = Self { file, before: selected(&text).to_owned() };
+        fs::write(file, value).context(file)?;
+        Ok(setting)
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        fs::write(self.file, &self.before).expect("as it was before");
+    }
+}
+
+/// The value in the text of a file, which may show it in brackets among all there are.
+fn selected(text: &str) -> &str {
+    let bracketed = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    bracketed.map_or(text.trim(), |(value, _)| value)
+}
+
+/// No huge pages but folios of 64 KB, whatever the advice, until this is dropped.
+#[derive(Debug)]
+pub struct Only64KFolios {
+    _settings: [Setting; 2],
+}
+
+impl Only64KFolios {
+    /// Pages of a folio.
+    pub const PAGES: usize = 16;
+
+    /// Changes the settings of what is mapped from now on.
+    pub fn new() -> Result<Self> {
+        const HUGE: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled";
+        const LARGE: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled";
+        Ok(Self { _settings: [Setting::new(HUGE, "never")?, Setting::new(LARGE, "always")?] })
+    }
+}
+
+/// KSM as fast as it gets, until this is dropped.
+#[derive(Debug)]
+pub struct FastKsm {
+    /// From the last to the first that is undone.
+    _settings: [Setting; 3],
+}
+
+impl FastKsm {
+    const FULL_SCANS: &'static str = "/sys/kernel/mm/ksm/full_scans";
+
+    /// Starts it; what it merges is what `MADV_MERGEABLE` says.
+    pub fn new() -> Result<Self> {
+        const PAGES: &str = "/sys/kernel/mm/ksm/pages_to_scan";
+        const SLEEP: &str = "/sys/kernel/mm/ksm/sleep_millisecs";
+        const RUN: &str = "/sys/kernel/mm/ksm/run";
+        Ok(Self {
+            _settings: [
+                Setting::new(SLEEP, "2")?,
+                Setting::new(PAGES, "2000")?,
+                Setting::new(RUN, "1")?,
+            ],
+        })
+    }
+
+    /// How often it has looked at all there is.
+    pub fn full_scans(&self) -> Result<u64> {
+        let text = fs::read_to_string(Self::FULL_SCANS).context(Self::FULL_SCANS)?;
+        Ok(text.trim().parse()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn value_of_a_file() {
+        assert_eq!(selected("100\n"), "100");
+        assert_eq!(selected("always inherit [madvise] never\n"), "madvise");
+        assert_eq!(selected("[always] never\n"), "always");
+    }
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Large folios that are no huge pages, of 64 KB, which page tables map. There are none on
+//! the device.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::mman::{MmapAdvise, ProtFlags};
+
+use super::support::{device_writes, ensure_device_reads, ensure_snapshot, migrate, migrate_back};
+use super::{Context, Test};
+use crate::failure::{Context as _, Result};
+use crate::memory::{HUGE_PAGES, Mapping};
+use crate::process::Child;
+use crate::settings::Only64KFolios;
+use crate::uapi::prot;
+use crate::{ensure, ensure_eq, pagemap, test};
+
+/// The group's tests.
+pub const TESTS: &[Test] = &[
+    test!(there_and_back),
+    test!(part_migrated),
+    test!(part_protected),
+    test!(forked),
+    test!(collapsed),
+    test!(discarded_while_migrated),
+    test!(small_part_discarded_while_migrated),
+];
+
+const FOLIO: usize = Only64KFolios::PAGES;
+const ALL: usize = 4 * FOLIO;
+
+/// Folios of generation 1.
+fn filled(_settings: &Only64KFolios) -> Result<Mapping> {
+    let mapping = Mapping::anonymous(ALL)?;
+    mapping.fill(0..ALL, 1);
+    ensure_eq!(pagemap::tail_pages(mapping.all())?, ALL / FOLIO * (FOLIO - 1));
+    Ok(mapping)
+}
+
+fn there_and_back(ctx: &mut Context) -> Result {
+    let settings = Only64KFolios::new()?;
+    let device = ctx.device(0)?;
+    let mapping = filled(&settings)?;
+    migrate(&device, &mapping, 0..ALL, 1)?;
+    ensure_snapshot(&device, mapping.all(), ctx.local_write())?;
+    device_writes(&device, &mapping, 0..ALL, 2)?;
+    migrate_back(&device, mapping.all(), ALL as u64)?;
+    ensure_snapshot(&device, mapping.all(), prot::WRITE)?;
+    mapping.check(0..ALL, 2)?;
+    Ok(())
+}
+
+/// The ends of the range are within folios.
+fn part_migrated(ctx: &mut Context) -> Result {
+    const PART: Range<usize> = 3..ALL - 5;
+    let settings = Only64KFolios::new()?;
+    let device = ctx.device(0)?;
+    let mapping = filled(&settings)?;
+    migrate(&device, &mapping, PART, 1)?;
+    ensure_snapshot(&device, mapping.pages(0..PART.start), prot::WRITE)?;
+    ensure_snapshot(&device, mapping.pages(PART), ctx.local_write())?;
+    ensure_snapshot(&device, mapping.pages(PART.end..ALL), prot::WRITE)?;
+    mapping.check(0..ALL, 1)?;
+    Ok(())
+}
+
+fn part_protected(ctx: &mut Context) -> Result {
+    let settings = Only64KFolios::new()?;
+    let device = ctx.device(0)?;
+    let mapping = filled(&settings)?;
+    mapping.mprotect(FOLIO / 2..FOLIO, ProtFlags::PROT_READ)?;
+    migrate(&device, &mapping, 0..ALL, 1)?;
+    ensure_snapshot(&device, mapping.pages(0..FOLIO / 2), ctx.local_write())?;
+    ensure_snapshot(&device, mapping.pages(FOLIO / 2..FOLIO), ctx.local_read())?;
+    ensure_snapshot(&device, mapping.pages(FOLIO..ALL), ctx.local_write())?;
+    mapping.check(0..ALL, 1)?;
+    Ok(())
+}
+
+/// A child has them mapped, too.
+fn forked(ctx: &mut Context) -> Result {
+    let settings = Only64KFolios::new()?;
+    let device = ctx.device(0)?;
+    let mapping = filled(&settings)?;
+    let gate = crate::process::Gate::new()?;
+    let child = Child::fork(|| {
+        gate.pass()?;
+        mapping.check(0..ALL, 1)?;
+        mapping.fill(0..ALL, 2);
+        mapping.check(0..ALL, 2)?;
+        Ok(())
+    })?;
+    migrate(&device, &mapping, 0..ALL, 1)?;
+    ensure_snapshot(&device, mapping.all(), ctx.local_read())?;
+    gate.open()?;
+    child.join()?;
+    mapping.check(0..ALL, 1)?;
+    device_writes(&device, &mapping, 0..ALL, 3)?;
+    mapping.check(0..ALL, 3)?;
+    Ok(())
+}
+
+/// `MADV_COLLAPSE` makes no huge page of what is on the device.
+fn collapsed(ctx: &mut Context) -> Result {
+    let device = ctx.device(0)?;
+    let mapping = Mapping::small(HUGE_PAGES)?;
+    mapping.fill(0..HUGE_PAGES, 1);
+    // By its own advice, not that it never gets any.
+    mapping.madvise(0..HUGE_PAGES, MmapAdvise::MADV_HUGEPAGE)?;
+    migrate(&device, &mapping, 100..200, 1)?;
+    let collapsed = mapping.collapse(0..HUGE_PAGES);
+    ensure!(collapsed.is_err(), "device pages were collapsed");
+    ensure_snapshot(&device, mapping.pages(0..100), prot::WRITE)?;
+    ensure_snapshot(&device, mapping.pages(100..200), ctx.local_write())?;
+    ensure_device_reads(&device, &mapping, 0..HUGE_PAGES, 1)?;
+    migrate_back(&device, mapping.all(), 100)?;
+    mapping.collapse(0..HUGE_PAGES).context("all back")?;
+    ensure_eq!(pagemap::huge_pages(mapping.all())?, HUGE_PAGES);
+    migrate(&device, &mapping, 0..HUGE_PAGES, 1)?;
+    mapping.check(0..HUGE_PAGES, 1)?;
+    Ok(())
+}
+
+/// All that a page table maps is discarded, which frees the table, while the folios that
+/// it maps are split to be migrated.
+fn discarded_while_migrated(ctx: &mut Context) -> Result {
+    discard_while_migrating(ctx, 0..HUGE_PAGES)
+}
+
+/// The table stays.
+fn small_part_discarded_while_migrated(ctx: &mut Context) -> Result {
+    discard_while_migrating(ctx, FOLIO / 2..HUGE_PAGES - 1)
+}
+
+fn discard_while_migrating(ctx: &mut Context, discarded: Range<usize>) -> Result {
+    const DURATION: Duration = Duration::from_secs(8);
+    let _settings = Only64KFolios::new()?;
+    let device = ctx.device(0)?;
+    let mapping = Mapping::anonymous(HUGE_PAGES)?;
+    let mut rng = ctx.rng.fork();
+    let is_over = AtomicBool::new(false);
+    let end = Instant::now() + DURATION;
+    let (migrated, zapped) = thread::scope(|scope| {
+        let zap = scope.spawn(|| -> Result {
+            while !is_over.load(Ordering::Relaxed) {
+                mapping.madvise(discarded.clone(), MmapAdvise::MADV_DONTNEED)?;
+                for _ in 0..rng.u32(0..20_000) {
+                    std::hint::spin_loop();
+                }
+            }
+            Ok(())
+        });
+        let migrate = || -> Result {
+            while Instant::now() < end {
+                // One word makes a folio.
+                for page in (0..HUGE_PAGES).step_by(FOLIO) {
+                    mapping.write(page, 0, 1);
+                }
+                match device.migrate_to_dev(mapping.all()) {
+                    Ok(_) | Err(Errno::ENOENT | Errno::EBUSY) => {}
+                    Err(errno) => Err(errno).context("to the device")?,
+                }
+            }
+            Ok(())
+        };
+        let migrated = migrate();
+        is_over.store(true, Ordering::Relaxed);
+        (migrated, zap.join().expect("no panic"))
+    });
+    migrated?;
+    zapped?;
+    mapping.fill(0..HUGE_PAGES, 2);
+    device.migrate_to_sys(mapping.all())?;
+    ensure_device_reads(&device, &mapping, 0..HUGE_PAGES, 2)?;
+    mapping.check(0..HUGE_PAGES, 2)?;
+    Ok(())
+}
