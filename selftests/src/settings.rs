@@ -44,11 +44,20 @@ impl Only64KFolios {
     /// Pages of a folio.
     pub const PAGES: usize = 16;
 
-    /// Changes the settings of what is mapped from now on.
+    /// Changes the settings for all memory.
     pub fn new() -> Result<Self> {
+        Self::with_huge_pages("never")
+    }
+
+    /// The same, but there are huge pages where the process wants them.
+    pub fn unless_advised() -> Result<Self> {
+        Self::with_huge_pages("madvise")
+    }
+
+    fn with_huge_pages(when: &str) -> Result<Self> {
         const HUGE: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled";
         const LARGE: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled";
-        Ok(Self { _settings: [Setting::new(HUGE, "never")?, Setting::new(LARGE, "always")?] })
+        Ok(Self { _settings: [Setting::new(HUGE, when)?, Setting::new(LARGE, "always")?] })
     }
 }
 

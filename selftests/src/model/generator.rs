@@ -39,6 +39,12 @@ const WEIGHTS: &[(Kind, u32)] = &[
     (Kind::UnpinLongterm, 3),
     (Kind::PinPipe, 2),
     (Kind::UnpinPipe, 3),
+    (Kind::CpuWriteSame, 8),
+    (Kind::Merge, 2),
+    (Kind::Unmerge, 2),
+    (Kind::TakeWritten, 8),
+    (Kind::MoveByUser, 6),
+    (Kind::Collapse, 4),
 ];
 
 /// What is worth to happen to the same pages in a row.
@@ -59,6 +65,11 @@ const COMBINATIONS: &[&[Kind]] = &[
     &[Kind::Exclusive, Kind::CpuRead, Kind::CheckExclusive],
     &[Kind::FreeForDevice, Kind::PageOut, Kind::CpuRead],
     &[Kind::Free, Kind::ToDevice, Kind::ToSystem, Kind::PageOut, Kind::CpuRead],
+    &[Kind::CpuWriteSame, Kind::Merge, Kind::ToDevice, Kind::DeviceWrite, Kind::CpuRead],
+    &[Kind::ToDevice, Kind::TakeWritten, Kind::DeviceWrite, Kind::ToSystem, Kind::TakeWritten],
+    &[Kind::TakeWritten, Kind::ToDevice, Kind::DeviceWrite, Kind::TakeWritten],
+    &[Kind::ToDevice, Kind::MoveByUser, Kind::ToDevice, Kind::CpuRead],
+    &[Kind::ToDevice, Kind::Collapse, Kind::DeviceRead, Kind::ToSystem, Kind::Collapse],
 ];
 
 /// An endless sequence of operations.
@@ -66,6 +77,8 @@ const COMBINATIONS: &[&[Kind]] = &[
 pub struct Generator {
     rng: fastrand::Rng,
     shape: Shape,
+    /// What is left out.
+    is_wanted: fn(Kind, Shape) -> bool,
     /// Pages that most operations are about for a while.
     focus: Range<usize>,
     focused: usize,
@@ -74,10 +87,21 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// The sequence of a seed.
+    /// The sequence of a seed, of what [`Model`](super::Model) knows.
     pub fn new(seed: u64, shape: Shape) -> Self {
+        Self::with_kinds(seed, shape, |kind, shape| {
+            kind.is_modelled() && (!shape.has_huge_pages || kind.is_for_huge_pages())
+        })
+    }
+
+    /// The same for [`Contents`](super::contents::Contents).
+    pub fn for_contents(seed: u64, shape: Shape) -> Self {
+        Self::with_kinds(seed, shape, |kind, _| kind.is_for_contents())
+    }
+
+    fn with_kinds(seed: u64, shape: Shape, is_wanted: fn(Kind, Shape) -> bool) -> Self {
         let rng = fastrand::Rng::with_seed(seed);
-        Self { rng, shape, focus: 0..1, focused: 0, planned: Vec::new() }
+        Self { rng, shape, is_wanted, focus: 0..1, focused: 0, planned: Vec::new() }
     }
 
     fn everything(&self) -> Range<usize> {
@@ -180,7 +204,7 @@ impl Iterator for Generator {
     fn next(&mut self) -> Option<Operation> {
         let (kind, range) = loop {
             let (kind, range) = self.pick();
-            if !self.shape.has_huge_pages || kind.is_for_huge_pages() {
+            if (self.is_wanted)(kind, self.shape) {
                 break (kind, range);
             }
         };
@@ -219,7 +243,13 @@ mod tests {
     fn every_kind_comes() {
         let operations: Vec<_> = Generator::new(4, SMALL).take(5000).collect();
         for kind in Kind::value_variants() {
-            assert!(operations.iter().any(|o| o.kind == *kind), "{kind:?}");
+            let comes = operations.iter().any(|o| o.kind == *kind);
+            assert_eq!(comes, kind.is_modelled(), "{kind:?}");
+        }
+        let operations: Vec<_> = Generator::for_contents(4, HUGE).take(5000).collect();
+        for kind in Kind::value_variants() {
+            let comes = operations.iter().any(|o| o.kind == *kind);
+            assert_eq!(comes, kind.is_for_contents(), "{kind:?}");
         }
         assert!(Generator::new(4, HUGE).take(5000).all(|o| o.kind.is_for_huge_pages()));
         assert_eq!(WEIGHTS.len(), Kind::value_variants().len());

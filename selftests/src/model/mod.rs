@@ -8,6 +8,7 @@
 //! is freed, and whether looking for a page where it once was invalidates what a device
 //! has mapped there now.
 
+pub mod contents;
 pub mod generator;
 pub mod memory;
 pub mod operation;
@@ -193,6 +194,7 @@ impl Model {
         let any_fails = (0..2).any(|device| memory.will_fail(device));
 
         let range = match kind {
+            _ if !kind.is_modelled() => return None,
             _ if has_huge_pages && !kind.is_for_huge_pages() => return None,
             ForkAndHold if memory.has_child() => return None,
             Join if !memory.has_child() => return None,
@@ -331,6 +333,13 @@ impl Model {
             Kind::UnpinLongterm => memory.unpin_longterm(&self.pinned.take().unwrap_or_default()),
             Kind::PinPipe => self.piped = Some(memory.reference(range)),
             Kind::UnpinPipe => memory.put_references(&self.piped.take().unwrap_or_default()),
+            // Left out.
+            Kind::CpuWriteSame
+            | Kind::Merge
+            | Kind::Unmerge
+            | Kind::TakeWritten
+            | Kind::MoveByUser
+            | Kind::Collapse => {}
         }
         Ok(NOTHING)
     }

@@ -70,9 +70,49 @@ pub enum Kind {
     PinPipe,
     /// Empties the pipe.
     UnpinPipe,
+    /// Writes the same to all pages of the range, for KSM.
+    CpuWriteSame,
+    /// Lets KSM merge pages of the block that the range begins in.
+    Merge,
+    /// Has the kernel undo that.
+    Unmerge,
+    /// Asks `PAGEMAP_SCAN` which pages were written, and protects them.
+    TakeWritten,
+    /// Moves pages by `UFFDIO_MOVE` to page `to` and the following.
+    MoveByUser,
+    /// Makes a huge page of the block that the range begins in.
+    Collapse,
 }
 
 impl Kind {
+    /// Whether [`Model`](super::Model) knows what it does.
+    pub fn is_modelled(self) -> bool {
+        use Kind::*;
+        !matches!(self, CpuWriteSame | Merge | Unmerge | TakeWritten | MoveByUser | Collapse)
+    }
+
+    /// Whether [`Contents`](super::contents::Contents) knows what it does to the contents of
+    /// memory.
+    pub fn is_for_contents(self) -> bool {
+        use Kind::*;
+        !self.is_modelled()
+            || matches!(
+                self,
+                CpuRead
+                    | CpuWrite
+                    | DeviceRead
+                    | DeviceReadUnlocked
+                    | DeviceWrite
+                    | ToDevice
+                    | ToSystem
+                    | Exclusive
+                    | Release
+                    | Reopen
+                    | Fork
+                    | DontNeed
+            )
+    }
+
     /// Whether the model knows what it does to huge pages.
     pub fn is_for_huge_pages(self) -> bool {
         use Kind::*;

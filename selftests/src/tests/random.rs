@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use nix::errno::Errno;
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
+use super::support::DEFECT_5;
 use super::{Context, Exception, Test};
 use crate::device::Device;
 use crate::failure::{Context as _, Failure, Result};
@@ -23,6 +24,8 @@ use crate::pins::{GupTest, LongtermPin, PipePin};
 use crate::process::{Child, stay_on_one_cpu};
 use crate::{pagemap, test};
 
+mod contents;
+
 /// Name of the group.
 pub const GROUP: &str = "random";
 
@@ -30,6 +33,7 @@ pub const GROUP: &str = "random";
 pub const TESTS: &[Test] = &[
     test!(small_pages).timeout(120).except(&[Exception::c(OTHER_WINDOWS)]),
     test!(huge_pages).timeout(120).except(&[Exception::c(OTHER_WINDOWS)]),
+    test!(contents_under_fire).timeout(240).except(&[Exception::unpatched(DEFECT_5)]),
 ];
 
 /// Why the tests are skipped with `test_hmm`: how much a failed write has written differs.
@@ -94,21 +98,43 @@ fn huge_pages(ctx: &mut Context) -> Result {
     run(ctx, HUGE)
 }
 
+/// What both drivers do to all that memory can be: merged by KSM, tracked and moved by
+/// userfaultfd, of folios of any size, and discarded by another thread.
+fn contents_under_fire(ctx: &mut Context) -> Result {
+    let _settings = contents::Settings::new()?;
+    let plan =
+        Plan { shape: contents::SHAPE, generator: Generator::for_contents, run: contents::run };
+    run_all(ctx, plan)
+}
+
+/// Random operations of a kind.
+#[derive(Clone, Copy)]
+struct Plan {
+    shape: Shape,
+    generator: fn(u64, Shape) -> Generator,
+    /// Does operations, in a process of their own.
+    run: fn(&Context, Shape, &[Operation], &Coverage) -> Result,
+}
+
 fn run(ctx: &mut Context, shape: Shape) -> Result {
     // Skips the test here if there is none.
     drop(GupTest::open()?);
+    run_all(ctx, Plan { shape, generator: Generator::new, run: run_modelled })
+}
+
+fn run_all(ctx: &mut Context, plan: Plan) -> Result {
     let coverage = Coverage::new()?;
     if let Some(Sequence(operations)) = &ctx.random.replay {
-        return episode(ctx, shape, operations, &coverage);
+        return episode(ctx, plan, operations, &coverage);
     }
     let mut left = ctx.random.count();
     let start = Instant::now();
     while left > 0 {
         let count = left.min(EPISODE);
-        let generator = Generator::new(ctx.rng.u64(..), shape);
+        let generator = (plan.generator)(ctx.rng.u64(..), plan.shape);
         let operations: Vec<_> = generator.take(count).collect();
-        if let Err(failure) = episode(ctx, shape, &operations, &coverage) {
-            return Err(shortened(ctx, shape, operations, failure)?);
+        if let Err(failure) = episode(ctx, plan, &operations, &coverage) {
+            return Err(shortened(ctx, plan, operations, failure)?);
         }
         left -= count;
     }
@@ -118,21 +144,9 @@ fn run(ctx: &mut Context, shape: Shape) -> Result {
 }
 
 /// Runs operations on fresh memory in a process of their own.
-fn episode(ctx: &Context, shape: Shape, operations: &[Operation], coverage: &Coverage) -> Result {
+fn episode(ctx: &Context, plan: Plan, operations: &[Operation], coverage: &Coverage) -> Result {
     coverage.set_step(0);
-    let child = Child::fork(|| {
-        stay_on_one_cpu()?;
-        let mut process = Process::new(ctx, shape, coverage)?;
-        let mut model = Model::new(ctx.memory_type, shape);
-        for (number, operation) in operations.iter().enumerate() {
-            coverage.set_step(number);
-            let step = model
-                .step(&mut process, operation)
-                .context(format!("operation {number}, {operation}"))?;
-            coverage.count(operation.kind, step);
-        }
-        Ok(())
-    })?;
+    let child = Child::fork(|| (plan.run)(ctx, plan.shape, operations, coverage))?;
     if !child.ends_within(EPISODE_LIMIT) {
         // Now, as it may not even be possible to kill it.
         let done = operations[..=coverage.step()].to_vec();
@@ -141,10 +155,30 @@ fn episode(ctx: &Context, shape: Shape, operations: &[Operation], coverage: &Cov
     child.join()
 }
 
+/// Compares a process with the model.
+fn run_modelled(
+    ctx: &Context,
+    shape: Shape,
+    operations: &[Operation],
+    coverage: &Coverage,
+) -> Result {
+    stay_on_one_cpu()?;
+    let mut process = Process::new(ctx, shape, coverage)?;
+    let mut model = Model::new(ctx.memory_type, shape);
+    for (number, operation) in operations.iter().enumerate() {
+        coverage.set_step(number);
+        let step = model
+            .step(&mut process, operation)
+            .context(format!("operation {number}, {operation}"))?;
+        coverage.count(operation.kind, step);
+    }
+    Ok(())
+}
+
 /// The failure with a short sequence that leads to one.
 fn shortened(
     ctx: &Context,
-    shape: Shape,
+    plan: Plan,
     mut operations: Vec<Operation>,
     failure: Failure,
 ) -> Result<Failure> {
@@ -159,7 +193,7 @@ fn shortened(
     let coverage = Coverage::new()?;
     let end = Instant::now() + SHRINK_LIMIT;
     // Without what came after it, which is known if it is no crash.
-    if episode(ctx, shape, &operations, &coverage).is_err() {
+    if episode(ctx, plan, &operations, &coverage).is_err() {
         operations.truncate(coverage.step() + 1);
     } else {
         message += "\nnot reproduced when run again";
@@ -167,7 +201,7 @@ fn shortened(
         return Ok(Failure::Failed(message));
     }
     let short = shrink(&operations, |operations| {
-        (Instant::now() < end).then(|| match episode(ctx, shape, operations, &coverage) {
+        (Instant::now() < end).then(|| match episode(ctx, plan, operations, &coverage) {
             Err(failure) => {
                 message = failure.to_string();
                 true
@@ -398,6 +432,7 @@ impl System for Process<'_> {
                     check_data(&pin.into_contents()?, contents)?;
                 }
             }
+            kind => unreachable!("{kind:?} is not modelled"),
         }
         Ok(Ok(NOTHING))
     }
