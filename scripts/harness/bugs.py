@@ -47,7 +47,11 @@ def hmm(memory_type: str, test: str, patch: str, harmless: bool = False) -> Bug:
 
 
 def own(memory_type: str, test: str, patch: str, harmless: bool = False) -> Bug:
-    return Bug("hmm-selftests", memory_type, f"defects.{test}", patch, harmless)
+    return Bug("hmm-selftests", memory_type, test, patch, harmless)
+
+
+def defect(memory_type: str, test: str, patch: str, harmless: bool = False) -> Bug:
+    return own(memory_type, f"defects.{test}", patch, harmless)
 
 
 def device_dax(test: str, patch: str) -> Bug:
@@ -92,85 +96,127 @@ BUGS = [
         "mm/hmm: return the right page of a huge device-private one",
     ),
     own(
+        "private",
+        "large.discarded_while_migrated",
+        "mm/migrate_device: record each address once when a folio is split",
+    ),
+    hmm(
+        "private",
+        "hmm.migrate_beside_pinned",
+        "mm/migrate_device: pass over no more than the folio that is not split",
+    ),
+    hmm(
+        "private",
+        "hmm.protected_zero",
+        "mm/migrate_device: leave zero pages that userfaultfd protects",
+    ),
+    hmm("private", "hmm.write_shared", "mm/hmm: fault on device-private memory that may not be written"),
+    hmm(
+        "private",
+        "hmm.read_protected",
+        "mm/hmm: fault on device-private memory that userfaultfd has read-protected",
+    ),
+    own(
+        "private",
+        "userfault.written_small",
+        "fs/proc/task_mmu: write-protect what is not present in PAGEMAP_SCAN",
+    ),
+    own(
+        "private",
+        "userfault.written_huge",
+        "fs/proc/task_mmu: write-protect what is not present in PAGEMAP_SCAN",
+    ),
+    hmm(
+        "private",
+        "hmm.soft_dirty",
+        "fs/proc/task_mmu: write-protect what is not present for soft-dirty",
+    ),
+    defect(
         "coherent",
         "d10_allocation_of_huge_page_fails",
         "lib/test_hmm: check the allocations in the fallback to small pages",
     ),
-    own(
+    defect(
         "coherent",
         "d08_release_of_referenced_page",
         "lib/test_hmm: remove device memory only when nobody uses it",
     ),
-    own(
+    defect(
         "coherent",
         "d07_release_while_migrating",
         "lib/test_hmm: remove device memory only when nobody uses it",
     ),
-    own("private", "d06_close_while_released", "lib/test_hmm: remove device memory only when nobody uses it"),
-    own(
+    defect(
+        "private", "d06_close_while_released", "lib/test_hmm: remove device memory only when nobody uses it"
+    ),
+    defect(
         "private",
         "d09_close_without_free_huge_page",
         "lib/test_hmm: remove device memory only when nobody uses it",
     ),
-    own("coherent", "d20_memory_of_others", "lib/test_hmm: claim the special-purpose memory", harmless=True),
-    own(
+    defect(
+        "coherent", "d20_memory_of_others", "lib/test_hmm: claim the special-purpose memory", harmless=True
+    ),
+    defect(
         "coherent",
         "d16_huge_page_to_cpu_accessible",
         "lib/test_hmm: hand out only small pages of coherent memory",
         harmless=True,
     ),
-    own("private", "d01_stale_backing_page", "lib/test_hmm: map the backing memory of device-private pages"),
-    own(
+    defect(
+        "private", "d01_stale_backing_page", "lib/test_hmm: map the backing memory of device-private pages"
+    ),
+    defect(
         "private", "d11_write_after_fork", "lib/test_hmm: let the device write to shared device-private pages"
     ),
-    own(
+    defect(
         "private",
         "d03_split_backing_folio",
         "lib/test_hmm: split all of the memory behind a device-private folio",
     ),
-    own(
+    defect(
         "private",
         "d14_neighbour_invalidated",
         "lib/test_hmm: invalidate no page after the range",
         harmless=True,
     ),
-    own(
+    defect(
         "private",
         "d02_other_mirrors_not_told",
         "lib/test_hmm: invalidate mirrors when their device migrates memory",
         harmless=True,
     ),
-    own(
+    defect(
         "private",
         "d15_write_not_dirty",
         "lib/test_hmm: mark what the device writes to as dirty",
         harmless=True,
     ),
-    own(
+    defect(
         "private",
         "d18_bad_arguments_accepted",
         "lib/test_hmm: check sizes for overflow, and flags",
         harmless=True,
     ),
-    own(
+    defect(
         "private",
         "d04_allocation_fails_midway",
         "lib/test_hmm: undo what a failed allocation leaves half done",
     ),
-    own("private", "d05_closed_file_used", "lib/test_hmm: keep a closed file's data as long as its pages"),
-    own("coherent", "d12_discard_while_migrating", "lib/test_hmm: map migrated memory like any other"),
-    own("coherent", "d13_write_while_migrating", "lib/test_hmm: map migrated memory like any other"),
-    own(
+    defect("private", "d05_closed_file_used", "lib/test_hmm: keep a closed file's data as long as its pages"),
+    defect("coherent", "d12_discard_while_migrating", "lib/test_hmm: map migrated memory like any other"),
+    defect("coherent", "d13_write_while_migrating", "lib/test_hmm: map migrated memory like any other"),
+    defect(
         "private",
         "d21_wrong_counts",
         "lib/test_hmm: count pages that are migrated to system memory",
         harmless=True,
     ),
-    own("private", "d19_unlimited_size", "lib/test_hmm: limit the size of a mapping of the device"),
-    own(
+    defect("private", "d19_unlimited_size", "lib/test_hmm: limit the size of a mapping of the device"),
+    defect(
         "private", "d17_split_folios_used_up", "lib/test_hmm: hand out freed pages of any size", harmless=True
     ),
-    own(
+    defect(
         "private",
         "d22_close_evicts_others",
         "lib/test_hmm: evict only what was allocated for the file being closed",
