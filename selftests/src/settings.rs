@@ -64,7 +64,6 @@ impl Only64KFolios {
 /// KSM as fast as it gets, until this is dropped.
 #[derive(Debug)]
 pub struct FastKsm {
-    /// From the last to the first that is undone.
     _settings: [Setting; 3],
 }
 

@@ -172,7 +172,7 @@ impl UserFaults {
 mod tests {
     use super::*;
     use crate::memory::Mapping;
-    use crate::pattern;
+    use crate::{pagemap, pattern};
 
     #[test]
     fn provides_a_page() {
@@ -187,5 +187,33 @@ mod tests {
             });
             assert_eq!(mapping.check(1..2, 3), Ok(()));
         });
+    }
+
+    #[test]
+    fn moves_pages() {
+        let (from, to) = (Mapping::small(4).unwrap(), Mapping::small(4).unwrap());
+        from.fill(0..2, 3);
+        from.fill(3..4, 3);
+        // Kernels before 6.8 have none of it.
+        let Ok(tracking) = UserFaults::tracking(to.all()) else { return };
+        tracking.move_to(to.all(), from.all()).unwrap();
+        to.check(0..2, 3).unwrap();
+        to.check(2..3, 0).unwrap();
+        to.check(3..4, 3).unwrap();
+        from.check(0..4, 0).unwrap();
+        from.fill(0..4, 4);
+        assert_eq!(tracking.move_to(to.all(), from.all()), Err((0, Errno::EEXIST)));
+    }
+
+    #[test]
+    fn knows_what_was_written() {
+        let mapping = Mapping::small(8).unwrap();
+        mapping.fill(0..8, 1);
+        let Ok(_tracking) = UserFaults::tracking(mapping.all()) else { return };
+        assert_eq!(pagemap::take_written(mapping.all()).unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
+        mapping.fill(2..3, 2);
+        mapping.fill(5..7, 2);
+        assert_eq!(pagemap::take_written(mapping.pages(1..8)).unwrap(), [1, 4, 5]);
+        assert_eq!(pagemap::take_written(mapping.all()).unwrap(), []);
     }
 }
