@@ -95,6 +95,8 @@ BUGS = [
         "hmm.migrate_huge_read_within",
         "mm/hmm: return the right page of a huge device-private one",
     ),
+    own("private", "ksm.merged_before", "mm/migrate_device: leave pages that KSM has merged"),
+    own("coherent", "ksm.merged_before", "mm/migrate_device: leave pages that KSM has merged"),
     own(
         "private",
         "large.discarded_while_migrated",

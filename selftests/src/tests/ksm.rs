@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Memory that KSM merges. Whether merged pages can be migrated is up to the kernel; what
-//! is on a device is not merged. ksmd must not read what the CPU cannot address.
+//! Memory that KSM merges. Merged pages stay in system memory, and what is on a device is
+//! not merged: ksmd must not read what the CPU cannot address.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,8 @@ use super::{Context, Test};
 use crate::failure::{Context as _, Failure, Result};
 use crate::memory::Mapping;
 use crate::settings::FastKsm;
-use crate::{ensure_eq, pagemap, test};
+use crate::uapi::prot;
+use crate::{ensure_eq, ensure_errno, pagemap, test};
 
 /// The group's tests.
 pub const TESTS: &[Test] =
@@ -51,7 +52,7 @@ fn wait_for_scans(ksm: &FastKsm) -> Result {
     wait_until("ksmd has scanned three times", || Ok(ksm.full_scans()? >= start + 3))
 }
 
-/// Merged pages are to go to the device. ksmd finds more of the same afterwards, so it
+/// Merged pages do not go to the device. ksmd finds more of the same afterwards, so it
 /// compares with them.
 fn merged_before(ctx: &mut Context) -> Result {
     let ksm = FastKsm::new()?;
@@ -59,10 +60,8 @@ fn merged_before(ctx: &mut Context) -> Result {
     let [one, other] = [mergeable()?, mergeable()?];
     wait_until_merged(&one)?;
     wait_until_merged(&other)?;
-    match device.migrate_to_dev(one.all()) {
-        Ok(_) | Err(Errno::ENOENT) => {}
-        Err(errno) => Err(errno).context("migrating what is merged")?,
-    }
+    ensure_errno!(device.migrate_to_dev(one.all()), Errno::ENOENT);
+    ensure_snapshot(&device, one.all(), prot::READ)?;
     let more = mergeable()?;
     wait_for_scans(&ksm)?;
     for mapping in [&one, &other, &more] {
