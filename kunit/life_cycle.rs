@@ -38,7 +38,6 @@ mod tests {
     fn expect_free(page: RawPage<'_>) {
         kunit_expect_eq!(page.ref_count(), 0);
         kunit_expect_eq!(page.mapping(), 0);
-        kunit_expect!(page.has_flag(PG_RESERVED));
         kunit_expect!(!page.has_flag(PG_LOCKED));
     }
 
@@ -46,7 +45,6 @@ mod tests {
     fn expect_handed_out(page: RawPage<'_>) {
         kunit_expect_eq!(page.ref_count(), 1);
         kunit_expect_eq!(page.mapping(), 0);
-        kunit_expect!(!page.has_flag(PG_RESERVED));
         kunit_expect!(page.has_flag(PG_LOCKED));
     }
 
@@ -94,6 +92,28 @@ mod tests {
     #[test]
     fn managed_generic() -> Result {
         life_cycle(GENERIC)
+    }
+
+    /// VFIO goes by the reserved bit when it pins, and again when it unpins.
+    #[test]
+    fn reserved_bit_never_changes() -> Result {
+        // What can be pinned for the long term does not have it.
+        for (memory_type, reserved) in [(PRIVATE, true), (COHERENT, true), (GENERIC, false)] {
+            let map = RawPageMap::new(Settings::managed(memory_type))?;
+            let page = map.page(3);
+            let expect = |when| {
+                let found = page.has_flag(PG_RESERVED);
+                kunit_expect_eq!(found, reserved, "{when}, type {memory_type}");
+            };
+            expect("before it is handed out");
+            for _ in 0..2 {
+                let folio = map.init_folio(3);
+                expect("in use");
+                drop(folio);
+                expect("free again");
+            }
+        }
+        Ok(())
     }
 
     #[test]
