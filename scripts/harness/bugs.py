@@ -226,8 +226,10 @@ BUGS = [
     ),
     device_dax("bugs.mmap_unbound", "device-dax: refuse to open a device without a driver"),
     device_dax("bugs.rebind_open", "device-dax: give each binding its own cdev"),
-    device_dax("bugs.unbind_pinned", "device-dax: wait for pages in use before freeing the memmap"),
-    device_dax("bugs.unbind_region_pinned", "device-dax: wait for pages in use before freeing the memmap"),
+    device_dax("bugs.unbind_pinned", "mm/memremap: wait for generic pages in use before freeing the memmap"),
+    device_dax(
+        "bugs.unbind_region_pinned", "mm/memremap: wait for generic pages in use before freeing the memmap"
+    ),
     device_dax(dax.VFIO_TEST, "vfio/type1: unpin the pages of device-dax"),
 ]
 

@@ -65,17 +65,22 @@ def bug_unbind_pinned(dev: DeviceDax) -> None:
 
 def bug_unbind_region_pinned(dev: DeviceDax) -> None:
     """Unbinding the driver of the whole region waits for a long-term pin, too, and does
-    not block whoever uses the region's files meanwhile for ever."""
+    not block whoever uses the region's files meanwhile for ever. No device is left."""
     if dev.driver != "dax_hmem":
         raise Skip("devices cannot be deleted from the region")
     region = dev.sysfs.resolve().parent
     driver = (region / "driver").resolve()
+    # Half of it, for one more device to be possible.
+    dev.unbind()
+    write_sysfs(dev.sysfs / "size", str(int(dev.attribute("size")) // 2))
+    dev.bind()
     with GupTest() as gup:
         with dev.map() as mapping:
             gup.pin(mapping, length=2 * MB)
         unbind = Child(write_sysfs, driver / "unbind", region.name)
         unbind.runs_after(MUST_NOT)
         delete = Child(error_of, write_sysfs, region / "dax_region/delete", dev.sysfs.name)
+        create = Child(error_of, write_sysfs, region / "dax_region/create", "1")
         delete.runs_after(MUST_NOT)
         waiting = unbind.running()
         note(f"waits: {waiting}")
@@ -84,7 +89,9 @@ def bug_unbind_region_pinned(dev: DeviceDax) -> None:
         # It tries again: it finds the device gone, or soon after that the region's files.
         gone = delete.result()
         check(gone in ("ENXIO", "ENODEV"), f"deleting a device meanwhile: {gone}")
+        equal(create.result(), "ENODEV", "making a device meanwhile")
     check(waiting, "it did not wait for the pinned pages")
+    equal(dev.devices(), [], "devices of a region without a driver")
     write_sysfs(driver / "bind", region.name)
     until(dev.path.exists, f"{dev.path} is there")
     dev.map().close()
