@@ -58,6 +58,10 @@ def device_dax(test: str, patch: str) -> Bug:
     return Bug("dax", "dax_hmem", test, patch)
 
 
+def file_system(kind: str, test: str, patch: str) -> Bug:
+    return Bug("dax", kind, test, patch, harmless=True)
+
+
 BUGS = [
     hmm(
         "coherent", "hmm2.migrate_foreign", "mm/migrate_device: collect only the ZONE_DEVICE pages asked for"
@@ -231,6 +235,7 @@ BUGS = [
         "bugs.unbind_region_pinned", "mm/memremap: wait for generic pages in use before freeing the memmap"
     ),
     device_dax(dax.VFIO_TEST, "vfio/type1: unpin the pages of device-dax"),
+    file_system("ext4", "bugs.write_unwritten", "ext4: zero unwritten blocks before they count as written"),
 ]
 
 

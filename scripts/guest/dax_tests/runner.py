@@ -2,7 +2,7 @@
 
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from checks import MB, PAGE, Failure, Skip, note
 from device import DeviceDax
 from device_tests import DEVICE_TESTS
 from file_system import FileSystem
+from file_system_bug_tests import FILE_SYSTEM_BUGS
 from file_system_tests import FILE_SYSTEM_TESTS
 
 TIMEOUT = 180  # seconds for a test; fsx takes 20 without KVM, and more on a busy machine
@@ -33,18 +34,20 @@ def short_name(function: Callable[[Any], None]) -> str:
 def choose(driver: str, only: list[str]) -> list[Test]:
     """The tests whose names have one of the parts in them, without any all. Those of bugs
     only by their whole names: after one the kernel may be in no state for another."""
+    bugs: Sequence[Callable[[Any], None]]
     if driver in FILE_SYSTEMS:
         tests = [Test(f"{driver}.{short_name(function)}", function) for function in FILE_SYSTEM_TESTS]
-        bugs = []
+        bugs = FILE_SYSTEM_BUGS
     else:
         tests = [
             Test(f"{driver}.{size}.{short_name(function)}", function, align)
             for size, align in (("4k", PAGE), ("2m", 2 * MB))
             for function in DEVICE_TESTS
         ]
-        bugs = [Test(f"bugs.{short_name(function)}", function) for function in BUGS]
+        bugs = BUGS
     chosen = [test for test in tests if not only or any(part in test.name for part in only)]
-    return chosen + [test for test in bugs if test.name in only]
+    of_bugs = [Test(f"bugs.{short_name(function)}", function) for function in bugs]
+    return chosen + [test for test in of_bugs if test.name in only]
 
 
 def raise_timeout(*_: object) -> None:
