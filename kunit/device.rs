@@ -2,7 +2,10 @@
 
 //! A device with memory, and what a driver does with it.
 
-use crate::raw::RawPage;
+use crate::raw::{
+    self,
+    RawPage, //
+};
 use core::{
     mem::ManuallyDrop,
     ops::Range,
@@ -277,6 +280,19 @@ impl Device {
         self.map.data().set_dsts_in_system(&mut pages)?;
         let migrated = pages.migrate();
         Ok(migrated.nr_migrated())
+    }
+
+    /// Migrates the huge page at the start of private memory to small pages of system memory, but
+    /// for one of them.
+    ///
+    /// Returns the number of pages that were migrated.
+    pub(crate) fn evict_huge_page_but_for(&self, left_out: usize) -> Result<usize> {
+        raw::evict_huge_page(&self.map, |index| {
+            let backing = self.map.data().backing.get(index)?.page(0)?;
+            let mut folio = LockedFolio::alloc(GFP_HIGHUSER_MOVABLE, 0).ok()?;
+            folio.copy_from(0, backing).ok()?;
+            (index != left_out).then_some(folio)
+        })
     }
 }
 

@@ -341,6 +341,37 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_are_evicted_to_small_ones() -> Result {
+        const LEFT_OUT: usize = 7;
+
+        let device = Device::new(MemoryType::Private)?;
+        let memory = huge_user_memory()?;
+        fill(&memory, 0..PMD_PAGES, 1)?;
+        if !has_huge_page(&memory, &device)? {
+            kunit::mark_skipped(c"no huge page to be had");
+            return Ok(());
+        }
+        let nr_there = device.migrate_to_device(&memory, 0..PMD_PAGES, true)?;
+        kunit_expect_eq!(nr_there, PMD_PAGES);
+        let nr_evicted = device.evict_huge_page_but_for(LEFT_OUT)?;
+        kunit_expect_eq!(nr_evicted, PMD_PAGES - 1);
+        kunit_expect_eq!(device.nr_freed(), PMD_PAGES - 1);
+        // The one left out comes back when it is touched.
+        kunit_expect_eq!(nr_changed(&memory, 0..PMD_PAGES, 1)?, 0);
+        kunit_expect_eq!(device.nr_freed(), PMD_PAGES);
+        Ok(())
+    }
+
+    #[test]
+    fn inverted_ranges_are_refused() -> Result {
+        let memory = user_memory()?;
+        kunit_expect_eq!(raw::setup(&memory, 1, 2), Ok(()));
+        kunit_expect_eq!(raw::setup(&memory, 2, 2), Err(EINVAL));
+        kunit_expect_eq!(raw::setup(&memory, 2, 1), Err(EINVAL));
+        Ok(())
+    }
+
+    #[test]
     fn a_huge_hole_can_be_filled_in_part() -> Result {
         for_each_type(|memory_type, device| {
             let memory = huge_user_memory()?;

@@ -25,7 +25,8 @@ use kernel::{
             DeviceRegion,
             PageMap,
             PageMapOps, //
-        }, //
+        },
+        PMD_PAGES, //
     },
     page::PAGE_SIZE,
     prelude::*,
@@ -490,6 +491,66 @@ pub(crate) fn collect_and_finalize<T: PageMapOps, const N: usize>(
         bindings::migrate_device_finalize(src.as_mut_ptr(), dst.as_mut_ptr(), N);
         Ok(entries)
     }
+}
+
+/// Has migrate_vma_setup() collect pages of user memory from one page up to another, which need not
+/// be after it, but must not be more than one after it.
+pub(crate) fn setup(memory: &UserMemory, start: usize, end: usize) -> Result {
+    assert!(end <= start + 1);
+    let mmap = memory.mm().mmap_read_lock();
+    let address = memory.range().start;
+    let vma = mmap.vma_lookup(address).ok_or(EINVAL)?;
+    let (mut src, mut dst) = ([0], [0]);
+    let mut args = bindings::migrate_vma {
+        vma: vma.as_ptr(),
+        src: src.as_mut_ptr(),
+        dst: dst.as_mut_ptr(),
+        start: address + start * PAGE_SIZE,
+        end: address + end * PAGE_SIZE,
+        ..pin_init::zeroed()
+    };
+    // SAFETY: The mmap lock protects the VMA. No range has more pages than there are entries.
+    to_result(unsafe { bindings::migrate_vma_setup(&mut args) })?;
+    // SAFETY: This was just set up, and nothing is to be migrated.
+    unsafe { bindings::migrate_vma_finalize(&mut args) };
+    Ok(())
+}
+
+/// Evicts the huge page at the start of a device to small ones, as a driver does that gets no huge
+/// one.
+///
+/// `copy` returns the small page for an index, if there is one. Returns the number of pages that
+/// were migrated.
+pub(crate) fn evict_huge_page<T: PageMapOps>(
+    map: &PageMap<T>,
+    mut copy: impl FnMut(usize) -> Option<LockedFolio>,
+) -> Result<usize> {
+    const MIGRATE: usize = bindings::MIGRATE_PFN_MIGRATE as usize;
+    const VALID: usize = bindings::MIGRATE_PFN_VALID as usize;
+
+    let mut src = KVec::from_elem(0, PMD_PAGES, GFP_KERNEL)?;
+    let mut dst = KVec::from_elem(0, PMD_PAGES, GFP_KERNEL)?;
+    // SAFETY: This is device memory that stays, and there is an entry for each page.
+    to_result(unsafe {
+        bindings::migrate_device_range(src.as_mut_ptr(), map.start_pfn(), PMD_PAGES)
+    })?;
+    for (index, entry) in dst.iter_mut().enumerate() {
+        if let Some(folio) = copy(index) {
+            *entry = folio.pfn() << bindings::MIGRATE_PFN_SHIFT | VALID;
+            // Core mm takes it over.
+            let _ = folio.into_raw();
+        }
+    }
+    // SAFETY: This is next in the sequence, with as many entries.
+    unsafe { bindings::migrate_device_pages(src.as_mut_ptr(), dst.as_mut_ptr(), PMD_PAGES) };
+    let nr_migrated = src
+        .iter()
+        .zip(&dst)
+        .filter(|(&src, &dst)| src & MIGRATE != 0 && dst != 0)
+        .count();
+    // SAFETY: This is last in the sequence, with as many entries.
+    unsafe { bindings::migrate_device_finalize(src.as_mut_ptr(), dst.as_mut_ptr(), PMD_PAGES) };
+    Ok(nr_migrated)
 }
 
 /// Marks the page of a folio as broken, as memory_failure() does before it needs the folio lock.
