@@ -45,7 +45,8 @@ mod tests {
         },
         page::PAGE_SIZE,
         prelude::*,
-        sync::aref::ARef, //
+        sync::aref::ARef,
+        time::Delta, //
     };
 
     const NR_PAGES: usize = 4;
@@ -89,9 +90,18 @@ mod tests {
 
     /// Takes a reference on the folio of the first page.
     fn reference(memory: &UserMemory, select: Select<'_>) -> Result<ARef<Folio>> {
-        let mut buffer = MigrateBuffer::new(1, GFP_KERNEL)?;
+        reference_of(memory, 0..1, select)
+    }
+
+    /// Takes a reference on the folio of the first page of a range.
+    fn reference_of(
+        memory: &UserMemory,
+        pages: Range<usize>,
+        select: Select<'_>,
+    ) -> Result<ARef<Folio>> {
+        let mut buffer = MigrateBuffer::new(pages.len(), GFP_KERNEL)?;
         let mmap = memory.mm().mmap_read_lock();
-        let pages = Collected::from_range(&mmap, addresses(memory, 0..1), select, &mut buffer)?;
+        let pages = Collected::from_range(&mmap, addresses(memory, pages), select, &mut buffer)?;
         let source = pages.source(0);
         Ok(source.page().ok_or(EINVAL)?.folio().into())
     }
@@ -394,6 +404,82 @@ mod tests {
             kunit_expect_eq!(collect(&memory, 0..PMD_PAGES, select)?.len(), 2);
             Ok(())
         })
+    }
+
+    #[test]
+    fn destinations_of_another_size_are_refused() -> Result {
+        const SYSTEM: u32 = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_SYSTEM;
+        const COMPOUND: u32 = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND;
+        const SMALL: u32 = bindings::MIGRATE_PFN_VALID;
+        const HUGE: u32 = SMALL | bindings::MIGRATE_PFN_COMPOUND;
+
+        // The number of pages that are collected, the order of the destination, and what its entry
+        // says.
+        for (nr_pages, order, flags) in [
+            (NR_PAGES, PMD_ORDER, HUGE),
+            (NR_PAGES, PMD_ORDER, SMALL),
+            (NR_PAGES, 0, HUGE),
+            (PMD_PAGES, PMD_ORDER, SMALL),
+            (PMD_PAGES, PMD_ORDER - 1, HUGE),
+            (PMD_PAGES, PMD_ORDER - 1, SMALL),
+            (PMD_PAGES, 0, HUGE),
+        ] {
+            for is_hole in [false, true] {
+                let device = Device::new(MemoryType::Private)?;
+                let memory = huge_user_memory()?;
+                if !is_hole {
+                    fill(&memory, 0..PMD_PAGES, 1)?;
+                    if !has_huge_page(&memory, &device)? {
+                        kunit::mark_skipped(c"no huge page to be had");
+                        return Ok(());
+                    }
+                }
+                let select = || Select::system().compound();
+                let before = collect(&memory, 0..nr_pages, select())?;
+
+                let folio = device.map().init_folio(0, order)?;
+                device.skip(PMD_PAGES);
+                let is_migrated =
+                    raw::migrate_first(&memory, nr_pages, SYSTEM | COMPOUND, folio, flags)?;
+                kunit_expect!(
+                    !is_migrated,
+                    "{nr_pages} pages to order {order}, flags {flags:#x}, hole: {is_hole}"
+                );
+                kunit_expect_eq!(device.nr_freed(), 1 << order);
+
+                // Nothing has changed, nor does anything stand against a migration.
+                let after = collect(&memory, 0..nr_pages, select())?;
+                kunit_expect_eq!(after[..], before[..]);
+                let nr_there = device.migrate_to_device(&memory, 0..nr_pages, true)?;
+                kunit_expect_eq!(nr_there, nr_pages);
+                if !is_hole {
+                    kunit_expect_eq!(nr_changed(&memory, 0..nr_pages, 1)?, 0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_fault_waits_for_the_lock_of_a_huge_page() -> Result {
+        let device = Device::new(MemoryType::Private)?;
+        let memory = huge_user_memory()?;
+        fill(&memory, 0..PMD_PAGES, 1)?;
+        if !has_huge_page(&memory, &device)? {
+            kunit::mark_skipped(c"no huge page to be had");
+            return Ok(());
+        }
+        device.migrate_to_device(&memory, 0..PMD_PAGES, true)?;
+        let select = Select::device(device.owner()).compound();
+        let folio = reference_of(&memory, 0..PMD_PAGES, select)?;
+        raw::lock_for(folio, Delta::from_millis(500))?;
+
+        let nr_faults_before = raw::nr_faults();
+        kunit_expect_eq!(nr_changed(&memory, 0..1, 1)?, 0);
+        // Not one by one for as long as it is locked. Some may fail until the reference is gone.
+        let nr_faults = raw::nr_faults() - nr_faults_before;
+        kunit_expect!(nr_faults < 1000, "{nr_faults} faults");
+        Ok(())
     }
 
     #[test]

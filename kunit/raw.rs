@@ -31,11 +31,19 @@ use kernel::{
     page::PAGE_SIZE,
     prelude::*,
     str::CString,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        }, //
     },
-    types::Opaque, //
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
+    types::Opaque,
+    workqueue, //
 };
 
 /// The size of a [`RawPageMap`], in bytes: that of a memory section.
@@ -551,6 +559,81 @@ pub(crate) fn evict_huge_page<T: PageMapOps>(
     // SAFETY: This is last in the sequence, with as many entries.
     unsafe { bindings::migrate_device_finalize(src.as_mut_ptr(), dst.as_mut_ptr(), PMD_PAGES) };
     Ok(nr_migrated)
+}
+
+/// Migrates the first pages of user memory as a driver does that makes no distinction of size: an
+/// entry that says `flags` gets a folio of any order.
+///
+/// Returns whether the page, or the hole, at the beginning was migrated.
+pub(crate) fn migrate_first(
+    memory: &UserMemory,
+    nr_pages: usize,
+    select: u32,
+    folio: LockedFolio,
+    flags: u32,
+) -> Result<bool> {
+    let start = memory.range().start;
+    let end = start + nr_pages * PAGE_SIZE;
+    assert!(end <= memory.range().end);
+    let mut src = KVec::from_elem(0, nr_pages, GFP_KERNEL)?;
+    let mut dst = KVec::from_elem(0, nr_pages, GFP_KERNEL)?;
+    let mmap = memory.mm().mmap_read_lock();
+    let mut args = bindings::migrate_vma {
+        vma: mmap.vma_lookup(start).ok_or(EINVAL)?.as_ptr(),
+        src: src.as_mut_ptr(),
+        dst: dst.as_mut_ptr(),
+        start,
+        end,
+        flags: select as usize,
+        ..pin_init::zeroed()
+    };
+    // SAFETY: The arrays have an entry for each page, and the mmap lock is held.
+    to_result(unsafe { bindings::migrate_vma_setup(&mut args) })?;
+    dst[0] = folio.pfn() << bindings::MIGRATE_PFN_SHIFT | flags as usize;
+    // It is finalizing that drops it.
+    let _ = folio.into_raw();
+    // SAFETY: These are the next steps, with a destination that is locked and has a reference.
+    // That it may have another size is what the test is about.
+    unsafe {
+        bindings::migrate_vma_pages(&mut args);
+        let is_migrated = src[0] & bindings::MIGRATE_PFN_MIGRATE as usize != 0;
+        bindings::migrate_vma_finalize(&mut args);
+        Ok(is_migrated)
+    }
+}
+
+/// The lock of a folio.
+///
+/// # Invariants
+///
+/// Owns the lock.
+struct FolioLock(ARef<Folio>);
+
+impl Drop for FolioLock {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants we own the lock.
+        unsafe { bindings::folio_unlock(self.0.as_ptr()) };
+    }
+}
+
+/// Locks a folio, and has another thread unlock it after some time.
+pub(crate) fn lock_for(folio: ARef<Folio>, time: Delta) -> Result {
+    // SAFETY: There is a reference on the folio.
+    unsafe { bindings::folio_lock(folio.as_ptr()) };
+    // INVARIANT: Just locked.
+    let lock = FolioLock(folio);
+    workqueue::system().try_spawn(GFP_KERNEL, move || {
+        fsleep(time);
+        drop(lock);
+    })?;
+    Ok(())
+}
+
+/// Returns the number of page faults of this thread.
+pub(crate) fn nr_faults() -> usize {
+    let task = kernel::current!().as_ptr();
+    // SAFETY: These are counters of the current thread, which nobody else changes.
+    unsafe { (*task).min_flt + (*task).maj_flt }
 }
 
 /// Marks the page of a folio as broken, as memory_failure() does before it needs the folio lock.
