@@ -461,6 +461,30 @@ mod tests {
     }
 
     #[test]
+    fn a_huge_page_can_be_unmapped_while_it_is_evicted() -> Result {
+        let device = Device::new(MemoryType::Private)?;
+        let mut memory = huge_user_memory()?;
+        fill(&memory, 0..PMD_PAGES, 1)?;
+        if !has_huge_page(&memory, &device)? {
+            kunit::mark_skipped(c"no huge page to be had");
+            return Ok(());
+        }
+        device.migrate_to_device(&memory, 0..PMD_PAGES, true)?;
+
+        let mut buffer = MigrateBuffer::new(PMD_PAGES, GFP_KERNEL)?;
+        let pages = Collected::from_device(device.map(), 0..PMD_PAGES, &mut buffer)?;
+        kunit_expect!(pages.source(0).is_migrating());
+        memory.unmap(0..PMD_PAGES * PAGE_SIZE)?;
+        // Whoever evicts it still has a reference.
+        let page = RawPage::of_device(device.map(), 0);
+        kunit_expect_eq!(page.ref_count(), 1);
+        kunit_expect_eq!(device.nr_freed(), 0);
+        drop(pages);
+        kunit_expect_eq!(device.nr_freed(), PMD_PAGES);
+        Ok(())
+    }
+
+    #[test]
     fn a_fault_waits_for_the_lock_of_a_huge_page() -> Result {
         let device = Device::new(MemoryType::Private)?;
         let memory = huge_user_memory()?;
