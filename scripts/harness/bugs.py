@@ -122,6 +122,12 @@ BUGS = [
         "hmm.read_protected",
         "mm/hmm: fault on device-private memory that userfaultfd has read-protected",
     ),
+    hmm("private", "hmm.migrate_ksm_zero", "mm/migrate_device: count KSM's zero pages that are replaced"),
+    own(
+        "private",
+        "userfault.move_huge",
+        "mm/huge_memory: do not take device-private memory for a hole in UFFDIO_MOVE",
+    ),
     own(
         "private",
         "userfault.written_small",
@@ -173,7 +179,7 @@ BUGS = [
         "private", "d01_stale_backing_page", "lib/test_hmm: map the backing memory of device-private pages"
     ),
     defect(
-        "private", "d11_write_after_fork", "lib/test_hmm: let the device write to shared device-private pages"
+        "private", "d11_write_after_fork", "mm/hmm: fault on device-private memory that may not be written"
     ),
     defect(
         "private",

@@ -22,7 +22,6 @@ use crate::pattern::{self, MAX_GENERATION};
 use crate::process::Child;
 use crate::settings::{FastKsm, Only64KFolios};
 use crate::tests::Context;
-use crate::uapi::MemoryType;
 use crate::userfault::UserFaults;
 use crate::{fail, pagemap};
 
@@ -180,11 +179,9 @@ impl Process<'_> {
             Kind::Collapse => {
                 matches!(errno, Errno::EINVAL | Errno::EAGAIN | Errno::EBUSY | Errno::ENOMEM)
             }
-            // Shared, held, or entries of the page table that are no pages.
-            Kind::MoveByUser => {
-                matches!(errno, Errno::EBUSY | Errno::EAGAIN)
-                    || errno == Errno::EFAULT && self.ctx.memory_type == MemoryType::Private
-            }
+            // Shared, held, or entries of the page table that are no pages: device-private
+            // memory, and protected holes.
+            Kind::MoveByUser => matches!(errno, Errno::EBUSY | Errno::EAGAIN | Errno::EFAULT),
             _ => false,
         }
     }
@@ -261,7 +258,14 @@ impl Process<'_> {
     fn move_by_user(&mut self, range: Range<usize>, to: usize) -> Result<Step> {
         let target = to..to + range.len();
         let is_apart = target.end <= range.start || range.end <= target.start;
-        if !is_apart || target.end.max(range.end) > UNSAFE_FROM {
+        // Blocks are VMAs of their own.
+        let is_in_block =
+            |pages: &Range<usize>| pages.start / HUGE_PAGES == (pages.end - 1) / HUGE_PAGES;
+        if !is_apart
+            || target.end.max(range.end) > UNSAFE_FROM
+            || !is_in_block(&target)
+            || !is_in_block(&range)
+        {
             return Ok(Step::LeftOut);
         }
         self.mapping.madvise(target.clone(), MmapAdvise::MADV_DONTNEED)?;
