@@ -117,11 +117,6 @@ BUGS = [
         "mm/migrate_device: leave zero pages that userfaultfd protects",
     ),
     hmm("private", "hmm.write_shared", "mm/hmm: fault on device-private memory that may not be written"),
-    hmm(
-        "private",
-        "hmm.read_protected",
-        "mm/hmm: fault on device-private memory that userfaultfd has read-protected",
-    ),
     hmm("private", "hmm.migrate_ksm_zero", "mm/migrate_device: count KSM's zero pages that are replaced"),
     own(
         "private",
@@ -130,18 +125,8 @@ BUGS = [
     ),
     own(
         "private",
-        "userfault.written_small",
-        "fs/proc/task_mmu: write-protect what is not present in PAGEMAP_SCAN",
-    ),
-    own(
-        "private",
         "userfault.written_huge",
         "fs/proc/task_mmu: write-protect what is not present in PAGEMAP_SCAN",
-    ),
-    hmm(
-        "private",
-        "hmm.soft_dirty",
-        "fs/proc/task_mmu: write-protect what is not present for soft-dirty",
     ),
     defect(
         "coherent",
