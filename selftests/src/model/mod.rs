@@ -635,6 +635,9 @@ mod tests {
         let text = "to-device 0 0-4 0, protect-read 0 0-4 0, device-write 0 0-4 0";
         assert_eq!(results(MemoryType::Private, text), [OK, OK, error(Errno::EPERM)]);
         assert_eq!(results(MemoryType::Coherent, text), [OK, OK, error(Errno::EPERM)]);
+        // That is found before the hole behind it.
+        let text = "to-device 0 0-4 0, protect-read 0 0-1 0, unmap 0 3-4 0, device-write 0 0-4 0";
+        assert_eq!(results(MemoryType::Private, text)[3], error(Errno::EPERM));
     }
 
     #[test]

@@ -148,14 +148,13 @@ impl Memory {
         Ok(())
     }
 
-    /// What `hmm_range_fault` for a device, or for none, sees of a page: whether it is
-    /// valid, and writable.
-    fn hmm_view(&self, device: Option<usize>, page: usize) -> (bool, bool) {
+    /// What `hmm_range_fault` for a device sees of a page: whether it is valid, and writable.
+    fn hmm_view(&self, device: usize, page: usize) -> (bool, bool) {
         match self.pages[page].pte {
             Pte::Empty | Pte::DeviceExclusive { .. } => (false, false),
             Pte::Zero => (true, false),
             Pte::Mapped { writable, .. } => match self.on_device(page) {
-                Some((_, on)) if self.is_private() && device != Some(on) => (false, false),
+                Some((_, on)) if self.is_private() && device != on => (false, false),
                 _ => (true, writable),
             },
         }
@@ -171,7 +170,7 @@ impl Memory {
     /// The first pages of a range within a block that need a fault.
     fn first_fault(
         &self,
-        device: Option<usize>,
+        device: usize,
         range: Range<usize>,
         access: Access,
     ) -> Result<Option<Range<usize>>, Errno> {
@@ -180,11 +179,13 @@ impl Memory {
                 return Err(Errno::EFAULT);
             }
             let (valid, writable) = self.hmm_view(device, page);
-            // What is on the device itself is taken as it is.
-            let is_own = self.is_private() && valid && self.on_device(page).is_some();
-            if !valid || (access == Access::Write && !writable && !is_own) {
-                return Ok(Some(page..self.end_of_vma(page, range.end)));
+            if valid && (access == Access::Read || writable) {
+                continue;
             }
+            // What is on the device itself leaves alone the pages after it.
+            let is_own = self.is_private() && valid && self.on_device(page).is_some();
+            let end = if is_own { page + 1 } else { self.end_of_vma(page, range.end) };
+            return Ok(Some(page..end));
         }
         Ok(None)
     }
@@ -206,32 +207,16 @@ impl Memory {
         range: Range<usize>,
         access: Access,
     ) -> Result<(), Errno> {
-        loop {
-            if let Some(pages) = self.first_fault(Some(device), range.clone(), access)? {
-                self.hmm_fault(pages, access)?;
-                continue;
-            }
-            if access == Access::Read {
-                return Ok(());
-            }
-            // Own memory that is read-only is as it is for hmm_range_fault().
-            let read_only: Vec<_> =
-                range.clone().filter(|&p| !self.hmm_view(Some(device), p).1).collect();
-            if read_only.is_empty() {
-                return Ok(());
-            }
-            for page in read_only {
-                if let Some(pages) = self.first_fault(None, page..page + 1, access)? {
-                    self.hmm_fault(pages, access)?;
-                }
-            }
+        while let Some(pages) = self.first_fault(device, range.clone(), access)? {
+            self.hmm_fault(pages, access)?;
         }
+        Ok(())
     }
 
     /// The device takes over what is mapped in a range within a block.
     pub fn mirror_present(&mut self, device: usize, range: Range<usize>) {
         for page in range {
-            let (valid, writable) = self.hmm_view(Some(device), page);
+            let (valid, writable) = self.hmm_view(device, page);
             if valid {
                 let mirrored = if writable { Mirrored::Write } else { Mirrored::Read };
                 self.mirrors[device][page] = Entry { mirrored, is_uncertain: false };
