@@ -24,8 +24,11 @@ use kernel::{
     kunit_expect_eq,
     mm::{
         folio::{
+            FilledPage,
             FolioPage,
             LockedFolio,
+            NewFolio,
+            NewPage,
             OwnedFolio, //
         },
         migrate::{
@@ -99,21 +102,22 @@ impl Memory {
                 continue;
             };
             let order = page.folio().order();
-            let mut folio = pages.alloc_folio(index, order, GFP_HIGHUSER_MOVABLE)?;
-            for nr in 0..folio.nr_pages() {
-                let from = page.folio().page(nr).ok_or(EINVAL)?;
-                self.copy(&mut folio, nr, from)?;
-            }
+            let folio = pages
+                .alloc_folio(index, order, GFP_HIGHUSER_MOVABLE)?
+                .fill(|to| {
+                    let from = page.folio().page(to.index()).ok_or(EINVAL)?;
+                    self.copy(to, from)
+                })?;
             let writable = source.is_writable();
             pages.set_dst(index, folio, writable)?;
         }
         Ok(())
     }
 
-    fn copy(&self, to: &mut LockedFolio, nr: usize, from: FolioPage<'_>) -> Result {
+    fn copy<'a>(&self, to: NewPage<'a>, from: FolioPage<'_>) -> Result<FilledPage<'a>> {
         match self.backing_of(from) {
-            Some(backing) => to.copy_from(nr, backing.page(0).ok_or(EINVAL)?),
-            None => to.copy_from(nr, from),
+            Some(backing) => to.copy_from(backing.page(0).ok_or(EINVAL)?),
+            None => to.copy_from(from),
         }
     }
 
@@ -149,7 +153,7 @@ impl Device {
         let mut backing = KVec::new();
         let region = if memory_type == MemoryType::Private {
             for _ in 0..NR_PAGES {
-                backing.push(OwnedFolio::alloc(GFP_KERNEL, 0)?, GFP_KERNEL)?;
+                backing.push(OwnedFolio::zeroed(GFP_KERNEL, 0)?, GFP_KERNEL)?;
             }
             DeviceRegion::request_free((NR_PAGES * PAGE_SIZE) as u64, name()?)?
         } else {
@@ -188,7 +192,7 @@ impl Device {
     }
 
     /// Hands out pages that were not in use before.
-    fn take(&self, order: u32) -> Result<LockedFolio> {
+    fn take(&self, order: u32) -> Result<NewFolio> {
         let index = self.map.data().next.fetch_add(1 << order, Relaxed);
         self.map.init_folio(index, order)
     }
@@ -200,20 +204,27 @@ impl Device {
         index: usize,
         order: u32,
     ) -> Result<LockedFolio> {
-        let mut folio = self.take(order)?;
-        for nr in 0..folio.nr_pages() {
-            let from = pages
+        let folio = self.take(order)?;
+        let from = |nr| {
+            pages
                 .source(index)
                 .page()
-                .and_then(|page| page.folio().page(page.index() + nr));
-            let device_page = folio
-                .page(nr)
-                .and_then(|page| self.map.data().backing_of(page));
-            match (device_page, from) {
-                (Some(backing), Some(from)) => backing.copy_from(0, from)?,
-                (Some(backing), None) => backing.write(0, 0, &[0; PAGE_SIZE])?,
-                (None, Some(from)) => folio.copy_from(nr, from)?,
-                (None, None) => folio.clear(nr)?,
+                .and_then(|page| page.folio().page(page.index() + nr))
+        };
+        if self.owner().memory_type() != MemoryType::Private {
+            return folio.fill(|to| match from(to.index()) {
+                Some(from) => to.copy_from(from),
+                None => to.clear(),
+            });
+        }
+
+        let folio = folio.into_private()?;
+        for nr in 0..folio.nr_pages() {
+            let page = folio.page(nr).ok_or(EINVAL)?;
+            let backing = self.map.data().backing_of(page).ok_or(EINVAL)?;
+            match from(nr) {
+                Some(from) => backing.copy_from(0, from)?,
+                None => backing.write(0, 0, &[0; PAGE_SIZE])?,
             }
         }
         Ok(folio)
@@ -287,12 +298,20 @@ impl Device {
     ///
     /// Returns the number of pages that were migrated.
     pub(crate) fn evict_huge_page_but_for(&self, left_out: usize) -> Result<usize> {
-        raw::evict_huge_page(&self.map, |index| {
-            let backing = self.map.data().backing.get(index)?.page(0)?;
-            let mut folio = LockedFolio::alloc(GFP_HIGHUSER_MOVABLE, 0).ok()?;
-            folio.copy_from(0, backing).ok()?;
-            (index != left_out).then_some(folio)
-        })
+        let mut buffer = MigrateBuffer::new(PMD_PAGES, GFP_KERNEL)?;
+        let mut pages = Collected::from_device(&self.map, 0..PMD_PAGES, &mut buffer)?;
+        for (index, backing) in self.map.data().backing[..PMD_PAGES].iter().enumerate() {
+            if index == left_out {
+                continue;
+            }
+            let from = backing.page(0).ok_or(EINVAL)?;
+            let folio = pages
+                .alloc_folio(index, 0, GFP_HIGHUSER_MOVABLE)?
+                .fill(|to| to.copy_from(from))?;
+            pages.set_dst(index, folio, true)?;
+        }
+        let migrated = pages.migrate();
+        Ok(migrated.nr_migrated())
     }
 }
 

@@ -60,14 +60,19 @@ mod tests {
         UserMemory::map(PMD_PAGES * PAGE_SIZE)
     }
 
-    /// Returns whether the memory, of the size of a huge page, is one.
-    fn has_huge_page(memory: &UserMemory, device: &Device) -> Result<bool> {
+    /// Returns user memory that is one huge page, filled, or marks the test as skipped.
+    fn filled_huge_page(device: &Device) -> Result<Option<UserMemory>> {
+        let memory = huge_user_memory()?;
+        fill(&memory, 0..PMD_PAGES, 1)?;
         let mirror = KBox::pin_init(Mirror::new(memory.mm()), GFP_KERNEL)?;
         let mut is_huge = true;
         mirror.snapshot(memory.range(), device.owner(), |_, pfn| {
             is_huge &= pfn.map_order() == PMD_ORDER;
         })?;
-        Ok(is_huge)
+        if !is_huge {
+            kunit::mark_skipped(c"no huge page to be had");
+        }
+        Ok(is_huge.then_some(memory))
     }
 
     /// Collects and lets go again. Returns the page frame numbers of what would have been migrated.
@@ -274,6 +279,21 @@ mod tests {
     }
 
     #[test]
+    fn ranges_that_are_empty_or_inverted_are_refused() -> Result {
+        let memory = user_memory()?;
+        fill(&memory, 0..NR_PAGES, 1)?;
+        let Range { start, end } = memory.range();
+        let mut buffer = MigrateBuffer::new(NR_PAGES, GFP_KERNEL)?;
+        let mmap = memory.mm().mmap_read_lock();
+        // The last one is refused by the VMA as well, as it begins at its end.
+        for range in [start..start, end - PAGE_SIZE..start, end..start] {
+            let result = Collected::from_range(&mmap, range, Select::system(), &mut buffer);
+            kunit_expect_eq!(result.err(), Some(EINVAL));
+        }
+        Ok(())
+    }
+
+    #[test]
     fn pages_are_evicted_from_whoever_has_them() -> Result {
         for_each_type(|memory_type, device| {
             let memory = user_memory()?;
@@ -331,12 +351,9 @@ mod tests {
     #[test]
     fn huge_pages_move_as_a_whole() -> Result {
         let device = Device::new(MemoryType::Private)?;
-        let memory = huge_user_memory()?;
-        fill(&memory, 0..PMD_PAGES, 1)?;
-        if !has_huge_page(&memory, &device)? {
-            kunit::mark_skipped(c"no huge page to be had");
+        let Some(memory) = filled_huge_page(&device)? else {
             return Ok(());
-        }
+        };
         let pages = collect(&memory, 0..PMD_PAGES, Select::system().compound())?;
         kunit_expect_eq!(pages.len(), 1);
         let nr_there = device.migrate_to_device(&memory, 0..PMD_PAGES, true)?;
@@ -355,12 +372,9 @@ mod tests {
         const LEFT_OUT: usize = 7;
 
         let device = Device::new(MemoryType::Private)?;
-        let memory = huge_user_memory()?;
-        fill(&memory, 0..PMD_PAGES, 1)?;
-        if !has_huge_page(&memory, &device)? {
-            kunit::mark_skipped(c"no huge page to be had");
+        let Some(memory) = filled_huge_page(&device)? else {
             return Ok(());
-        }
+        };
         let nr_there = device.migrate_to_device(&memory, 0..PMD_PAGES, true)?;
         kunit_expect_eq!(nr_there, PMD_PAGES);
         let nr_evicted = device.evict_huge_page_but_for(LEFT_OUT)?;
@@ -426,18 +440,18 @@ mod tests {
         ] {
             for is_hole in [false, true] {
                 let device = Device::new(MemoryType::Private)?;
-                let memory = huge_user_memory()?;
-                if !is_hole {
-                    fill(&memory, 0..PMD_PAGES, 1)?;
-                    if !has_huge_page(&memory, &device)? {
-                        kunit::mark_skipped(c"no huge page to be had");
-                        return Ok(());
-                    }
-                }
+                let memory = if is_hole {
+                    Some(huge_user_memory()?)
+                } else {
+                    filled_huge_page(&device)?
+                };
+                let Some(memory) = memory else {
+                    return Ok(());
+                };
                 let select = || Select::system().compound();
                 let before = collect(&memory, 0..nr_pages, select())?;
 
-                let folio = device.map().init_folio(0, order)?;
+                let folio = raw::init_folio(device.map(), order);
                 device.skip(PMD_PAGES);
                 let is_migrated =
                     raw::migrate_first(&memory, nr_pages, SYSTEM | COMPOUND, folio, flags)?;
@@ -463,12 +477,9 @@ mod tests {
     #[test]
     fn a_huge_page_can_be_unmapped_while_it_is_evicted() -> Result {
         let device = Device::new(MemoryType::Private)?;
-        let mut memory = huge_user_memory()?;
-        fill(&memory, 0..PMD_PAGES, 1)?;
-        if !has_huge_page(&memory, &device)? {
-            kunit::mark_skipped(c"no huge page to be had");
+        let Some(mut memory) = filled_huge_page(&device)? else {
             return Ok(());
-        }
+        };
         device.migrate_to_device(&memory, 0..PMD_PAGES, true)?;
 
         let mut buffer = MigrateBuffer::new(PMD_PAGES, GFP_KERNEL)?;
@@ -487,12 +498,9 @@ mod tests {
     #[test]
     fn a_fault_waits_for_the_lock_of_a_huge_page() -> Result {
         let device = Device::new(MemoryType::Private)?;
-        let memory = huge_user_memory()?;
-        fill(&memory, 0..PMD_PAGES, 1)?;
-        if !has_huge_page(&memory, &device)? {
-            kunit::mark_skipped(c"no huge page to be had");
+        let Some(memory) = filled_huge_page(&device)? else {
             return Ok(());
-        }
+        };
         device.migrate_to_device(&memory, 0..PMD_PAGES, true)?;
         let select = Select::device(device.owner()).compound();
         let folio = reference_of(&memory, 0..PMD_PAGES, select)?;

@@ -30,6 +30,7 @@ mod tests {
             },
             pgmap::MemoryType, //
         },
+        new_mutex,
         page::PAGE_SIZE,
         prelude::*, //
     };
@@ -63,28 +64,51 @@ mod tests {
         let mut memory = user_memory()?;
         fill(&memory, 0..NR_PAGES, 1)?;
         let notifier = KBox::pin_init(
-            IntervalNotifier::new(memory.mm(), addresses(&memory, 0..2), Count::default()),
+            IntervalNotifier::new(
+                memory.mm(),
+                addresses(&memory, 0..2),
+                new_mutex!(Count::default()),
+            ),
             GFP_KERNEL,
         )?;
 
-        let seq = notifier.read_begin();
-        kunit_expect!(notifier.lock_if_valid(seq).is_some());
+        kunit_expect!(notifier.read_begin().lock().is_some());
         // Of pages beside those that the notifier is for.
+        let section = notifier.read_begin();
         memory.unmap(2 * PAGE_SIZE..3 * PAGE_SIZE)?;
-        kunit_expect!(notifier.lock_if_valid(seq).is_some());
+        kunit_expect!(section.lock().is_some());
         let nr = notifier.lock().nr;
         kunit_expect_eq!(nr, 0);
 
+        let section = notifier.read_begin();
         memory.unmap(PAGE_SIZE..2 * PAGE_SIZE)?;
-        kunit_expect!(notifier.lock_if_valid(seq).is_none());
+        kunit_expect!(section.lock().is_none());
         let nr = notifier.lock().nr;
         kunit_expect_eq!(nr, 1);
         let page = addresses(&memory, 1..2);
         let last = notifier.lock().last.clone();
         kunit_expect!(last.start <= page.start && page.end <= last.end);
 
-        let seq = notifier.read_begin();
-        kunit_expect!(notifier.lock_if_valid(seq).is_some());
+        kunit_expect!(notifier.read_begin().lock().is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn a_read_section_is_of_its_own_notifier() -> Result {
+        let mut memory = user_memory()?;
+        fill(&memory, 0..NR_PAGES, 1)?;
+        let notifier = |pages| {
+            let state = new_mutex!(Count::default());
+            let range = addresses(&memory, pages);
+            KBox::pin_init(IntervalNotifier::new(memory.mm(), range, state), GFP_KERNEL)
+        };
+        let (first, second) = (notifier(0..1)?, notifier(1..2)?);
+
+        // Both sections are of the same time, so their sequence numbers may well be the same.
+        let (section, other_section) = (first.read_begin(), second.read_begin());
+        memory.unmap(PAGE_SIZE..2 * PAGE_SIZE)?;
+        kunit_expect_eq!(section.lock().map(|state| state.nr), Some(0));
+        kunit_expect!(other_section.lock().is_none());
         Ok(())
     }
 
@@ -92,12 +116,32 @@ mod tests {
     fn notifiers_are_for_whole_pages() -> Result {
         let memory = user_memory()?;
         let Range { start, end } = memory.range();
-        for range in [start..start, start + 1..end, start..end - 1] {
-            let notifier = KBox::pin_init(
-                IntervalNotifier::new(memory.mm(), range, Count::default()),
-                GFP_KERNEL,
-            );
+        let inverted = end..start;
+        for range in [start..start, inverted, start + 1..end, start..end - 1] {
+            let state = new_mutex!(Count::default());
+            let notifier =
+                KBox::pin_init(IntervalNotifier::new(memory.mm(), range, state), GFP_KERNEL);
             kunit_expect_eq!(notifier.err(), Some(EINVAL));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn mirrors_refuse_ranges_that_are_empty_or_inverted() -> Result {
+        let device = Device::new(MemoryType::Private)?;
+        let memory = user_memory()?;
+        let mirror = mirror(&memory)?;
+        let Range { start, end } = memory.range();
+        for range in [start..start, end..start] {
+            let result = mirror.fault(
+                range.clone(),
+                Access::Read,
+                FaultMode::Locked,
+                device.owner(),
+            );
+            kunit_expect_eq!(result, Err(EINVAL));
+            let result = mirror.snapshot(range, device.owner(), |_, _| {});
+            kunit_expect_eq!(result, Err(EINVAL));
         }
         Ok(())
     }

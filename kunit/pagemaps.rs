@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn system_memory_is_no_device_memory() -> Result {
-        let folio = OwnedFolio::alloc(GFP_KERNEL, 0)?;
+        let folio = OwnedFolio::zeroed(GFP_KERNEL, 0)?;
         kunit_expect!(!folio.is_zone_device());
         kunit_expect!(!folio.is_device_private());
         kunit_expect!(!folio.is_device_coherent());

@@ -236,7 +236,7 @@ impl RawPageMap {
         assert!(self.is_managed() && self.page(index).ref_count() == 0);
         let folio = self.page(index).folio();
         // SAFETY: The page is free, and the pagemap is alive. The folio has got a reference and is
-        // locked.
+        // locked. Nothing is done with its contents.
         unsafe {
             bindings::zone_device_folio_init(folio, self.state.pgmap.get(), 0);
             LockedFolio::from_raw(core::ptr::NonNull::new_unchecked(folio))
@@ -524,41 +524,18 @@ pub(crate) fn setup(memory: &UserMemory, start: usize, end: usize) -> Result {
     Ok(())
 }
 
-/// Evicts the huge page at the start of a device to small ones, as a driver does that gets no huge
-/// one.
-///
-/// `copy` returns the small page for an index, if there is one. Returns the number of pages that
-/// were migrated.
-pub(crate) fn evict_huge_page<T: PageMapOps>(
-    map: &PageMap<T>,
-    mut copy: impl FnMut(usize) -> Option<LockedFolio>,
-) -> Result<usize> {
-    const MIGRATE: usize = bindings::MIGRATE_PFN_MIGRATE as usize;
-    const VALID: usize = bindings::MIGRATE_PFN_VALID as usize;
-
-    let mut src = KVec::from_elem(0, PMD_PAGES, GFP_KERNEL)?;
-    let mut dst = KVec::from_elem(0, PMD_PAGES, GFP_KERNEL)?;
-    // SAFETY: This is device memory that stays, and there is an entry for each page.
-    to_result(unsafe {
-        bindings::migrate_device_range(src.as_mut_ptr(), map.start_pfn(), PMD_PAGES)
-    })?;
-    for (index, entry) in dst.iter_mut().enumerate() {
-        if let Some(folio) = copy(index) {
-            *entry = folio.pfn() << bindings::MIGRATE_PFN_SHIFT | VALID;
-            // Core mm takes it over.
-            let _ = folio.into_raw();
-        }
+/// Hands out the first pages of private memory, which must be free, as a folio of an order that
+/// [`PageMap::init_folio`] does not allow.
+pub(crate) fn init_folio<T: PageMapOps>(map: &PageMap<T>, order: u32) -> LockedFolio {
+    let page = RawPage::of_device(map, 0);
+    assert!(page.is_device_private() && page.ref_count() == 0 && map.nr_pages() >= 1 << order);
+    let folio = page.folio();
+    // SAFETY: The pages are free, and the pagemap is alive. The folio has got a reference and is
+    // locked. The CPU cannot access its contents.
+    unsafe {
+        bindings::zone_device_folio_init(folio, bindings::page_pgmap(folio.cast()), order);
+        LockedFolio::from_raw(core::ptr::NonNull::new_unchecked(folio))
     }
-    // SAFETY: This is next in the sequence, with as many entries.
-    unsafe { bindings::migrate_device_pages(src.as_mut_ptr(), dst.as_mut_ptr(), PMD_PAGES) };
-    let nr_migrated = src
-        .iter()
-        .zip(&dst)
-        .filter(|(&src, &dst)| src & MIGRATE != 0 && dst != 0)
-        .count();
-    // SAFETY: This is last in the sequence, with as many entries.
-    unsafe { bindings::migrate_device_finalize(src.as_mut_ptr(), dst.as_mut_ptr(), PMD_PAGES) };
-    Ok(nr_migrated)
 }
 
 /// Migrates the first pages of user memory as a driver does that makes no distinction of size: an

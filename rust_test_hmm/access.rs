@@ -42,6 +42,9 @@ const BUFFER_PAGES: usize = 16;
 /// the last of many is there.
 const MAX_FAULT: usize = 256 << 20;
 
+/// The most to look through with the mirror locked, in bytes.
+const MAX_LOCKED: usize = 1 << 30;
+
 /// PUD entries map as many PMDs as those map pages.
 const PUD_ORDER: u32 = 2 * kernel::mm::PMD_ORDER;
 
@@ -208,10 +211,19 @@ pub(crate) fn exclusive(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Resu
     read_back(file, cmd, range, OnDevice::Any)
 }
 
-/// Returns [`EPERM`] if the device has a page for itself.
+/// Returns [`EPERM`] if the device has a page for itself, or [`EINTR`] on a fatal signal.
 pub(crate) fn check_exclusive(file: &File, range: Range<usize>) -> Result {
-    if file.mirror().lock().any_exclusive(range) {
-        return Err(EPERM);
+    // Core mm has to wait for the lock to change anything, so it is not held all the time.
+    let mut rest = range;
+    while !rest.is_empty() {
+        if kernel::current!().fatal_signal_pending() {
+            return Err(EINTR);
+        }
+        let end = rest.start + rest.len().min(MAX_LOCKED);
+        if file.mirror().lock().any_exclusive(rest.start..end) {
+            return Err(EPERM);
+        }
+        rest.start = end;
     }
     Ok(())
 }

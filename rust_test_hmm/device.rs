@@ -15,11 +15,10 @@ use crate::{
 };
 use core::ops::Range;
 use kernel::{
-    alloc::flags::GFP_HIGHUSER,
     io::PhysAddr,
     mm::{
         folio::{
-            LockedFolio,
+            NewFolio,
             OwnedFolio, //
         },
         pgmap::{
@@ -157,7 +156,7 @@ impl Device {
         order: u32,
         owner: &Arc<Owner>,
         backing: &mut KVec<OwnedFolio>,
-    ) -> Result<LockedFolio> {
+    ) -> Result<NewFolio> {
         loop {
             let (map, page) = self.pool.take(order, owner, backing).ok_or(ENOMEM)?;
             let number = map.data().number();
@@ -168,20 +167,6 @@ impl Device {
                 result => return result.inspect_err(|_| self.pool.put(number, pages)),
             }
         }
-    }
-
-    /// Allocates the memory of `nr_pages` device-private pages.
-    pub(crate) fn alloc_backing(&self, nr_pages: usize, zero: bool) -> Result<KVec<OwnedFolio>> {
-        let mut backing = KVec::with_capacity(nr_pages, GFP_KERNEL)?;
-        let flags = if zero {
-            GFP_HIGHUSER | __GFP_ZERO
-        } else {
-            GFP_HIGHUSER
-        };
-        for _ in 0..nr_pages {
-            backing.push(OwnedFolio::alloc(flags, 0)?, GFP_KERNEL)?;
-        }
-        Ok(backing)
     }
 
     /// Evicts all pages to system memory.

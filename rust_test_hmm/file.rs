@@ -112,6 +112,8 @@ impl MiscDevice for File {
     type Ptr = Pin<KBox<Self>>;
     type RegistrationData = Arc<Device>;
 
+    /// The lock of all misc devices is held, and that of the mm is taken for writing by the first
+    /// notifier of a process. A driver must not open such a node with the mmap lock held.
     fn open(_file: &FsFile, misc: &MiscDeviceRegistration<Self>) -> Result<Pin<KBox<Self>>> {
         let device = misc.data();
         let current = kernel::current!();

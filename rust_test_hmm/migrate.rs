@@ -17,7 +17,10 @@ use crate::{
 };
 use core::ops::Range;
 use kernel::{
-    alloc::flags::GFP_HIGHUSER_MOVABLE,
+    alloc::flags::{
+        GFP_HIGHUSER,
+        GFP_HIGHUSER_MOVABLE, //
+    },
     mm::{
         folio::{
             FolioPage,
@@ -161,26 +164,24 @@ fn new_folio_on_device<'a>(
     order: u32,
     from: impl Fn(usize) -> Option<FolioPage<'a>>,
 ) -> Result<LockedFolio> {
-    let nr_pages = 1 << order;
     if device.memory().memory_type() != MemoryType::Private {
-        let mut folio = device.alloc(order, owner, &mut KVec::new())?;
-        for index in 0..nr_pages {
-            match from(index) {
-                Some(page) => folio.copy_from(index, page)?,
-                None => folio.clear(index)?,
-            }
-        }
-        return Ok(folio);
+        let folio = device.alloc(order, owner, &mut KVec::new())?;
+        return folio.fill(|to| match from(to.index()) {
+            Some(page) => to.copy_from(page),
+            None => to.clear(),
+        });
     }
 
+    let mut backing = KVec::with_capacity(1 << order, GFP_KERNEL)?;
     // The pool takes them from the end.
-    let mut backing = device.alloc_backing(nr_pages, from(0).is_none())?;
-    for (index, memory) in backing.iter().rev().enumerate() {
-        if let Some(page) = from(index) {
-            memory.copy_from(0, page)?;
-        }
+    for index in (0..1 << order).rev() {
+        let memory = match from(index) {
+            Some(page) => OwnedFolio::copy_of(page, GFP_HIGHUSER)?,
+            None => OwnedFolio::zeroed(GFP_HIGHUSER, 0)?,
+        };
+        backing.push(memory, GFP_KERNEL)?;
     }
-    device.alloc(order, owner, &mut backing)
+    device.alloc(order, owner, &mut backing)?.into_private()
 }
 
 /// Migrates a range of addresses, in bytes, to system memory.
@@ -254,11 +255,11 @@ fn set_dsts_in_system(
                 continue;
             }
         }
-        // Core mm splits what is migrated by its address.
-        if !is_compound || owner.is_none() {
+        if !is_compound {
             allocated = false;
             continue;
         }
+        // Small pages will do: core mm splits the folio.
         for page in index..index + WINDOW_PAGES {
             allocated &= set_dst_in_system(pages, memory, index, page, 0)?;
         }
@@ -282,21 +283,21 @@ fn set_dst_in_system(
     } else {
         GFP_HIGHUSER_MOVABLE
     };
-    let Ok(mut folio) = pages.alloc_folio(index, order, flags) else {
+    let Ok(folio) = pages.alloc_folio(index, order, flags) else {
         return Ok(false);
     };
     let source = pages.source(head);
     let first = source.page().ok_or(EINVAL)?;
-    for page in 0..folio.nr_pages() {
+    let folio = folio.fill(|to| {
         let from = first
             .folio()
-            .page(first.index() + index - head + page)
+            .page(first.index() + index - head + to.index())
             .ok_or(EINVAL)?;
         match backing(memory, from) {
-            Some(backing) => folio.copy_from(page, backing.page(0).ok_or(EINVAL)?)?,
-            None => folio.copy_from(page, from)?,
+            Some(backing) => to.copy_from(backing.page(0).ok_or(EINVAL)?),
+            None => to.copy_from(from),
         }
-    }
+    })?;
     let writable = source.is_writable();
     pages.set_dst(index, folio, writable)?;
     Ok(true)

@@ -52,6 +52,10 @@ type Position = (usize, usize);
 /// The most chunks that a device can have.
 const MAX_CHUNKS: usize = 64;
 
+/// How many pages' memory is taken out of the pool at a time, to be freed: few, as that is kept on
+/// the stack.
+const FREE_AT_A_TIME: usize = 32;
+
 /// A page of a device: number of the chunk, and index within, in pages.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct PageIndex(NonZero<u32>);
@@ -298,15 +302,27 @@ impl Pool {
 
     /// Puts the pages of a folio back.
     pub(crate) fn put(&self, number: usize, pages: Range<usize>) {
-        let mut state = self.state.lock();
-
-        state.unlink(PageIndex::new(number, pages.start));
-        if let Some(chunk) = state.chunks[number].as_mut() {
-            for page in &mut chunk.pages[pages.clone()] {
-                page.backing = None;
+        // Their memory is freed without the lock, a few pages at a time, so that no other CPU waits
+        // for that with interrupts disabled. Nobody can take the pages meanwhile.
+        let mut first = pages.start;
+        while first < pages.end {
+            let end = pages.end.min(first + FREE_AT_A_TIME);
+            let mut backing = [const { None::<OwnedFolio> }; FREE_AT_A_TIME];
+            if let Some(chunk) = self.state.lock().chunks[number].as_mut() {
+                for (page, backing) in chunk.pages[first..end].iter_mut().zip(&mut backing) {
+                    *backing = page.backing.take();
+                }
             }
+            first = end;
+        }
+
+        let mut state = self.state.lock();
+        let owner = state.unlink(PageIndex::new(number, pages.start));
+        if let Some(chunk) = state.chunks[number].as_mut() {
             chunk.free.put(pages);
         }
+        drop(state);
+        drop(owner);
     }
 
     /// Leaves the pages of a folio that could not be initialised out from now on.

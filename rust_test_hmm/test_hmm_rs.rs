@@ -207,6 +207,7 @@ impl kernel::Module for TestHmm {
         let devices = Devices::new(Plan::from_params()?)?;
         let mut nodes = KVec::with_capacity(devices.0.len(), GFP_KERNEL)?;
         for device in &devices.0 {
+            // If this fails, an earlier node may be open already. `devices` wait for its pages.
             nodes.push(register(device)?, GFP_KERNEL)?;
         }
         Ok(Self {
