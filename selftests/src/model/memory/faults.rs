@@ -179,13 +179,9 @@ impl Memory {
                 return Err(Errno::EFAULT);
             }
             let (valid, writable) = self.hmm_view(device, page);
-            if valid && (access == Access::Read || writable) {
-                continue;
+            if !valid || (access == Access::Write && !writable) {
+                return Ok(Some(page..self.end_of_vma(page, range.end)));
             }
-            // What is on the device itself leaves alone the pages after it.
-            let is_own = self.is_private() && valid && self.on_device(page).is_some();
-            let end = if is_own { page + 1 } else { self.end_of_vma(page, range.end) };
-            return Ok(Some(page..end));
         }
         Ok(None)
     }
