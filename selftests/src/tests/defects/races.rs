@@ -117,7 +117,7 @@ fn pages_left_behind(ctx: &mut Context) -> Result {
         drop(device);
         drop(in_pipe);
     } else {
-        // There is no page to evict a huge one to.
+        // There is no page to evict a huge one to, but small ones, which v7.3 does not try.
         let only_small = OnlySmallPages::new()?;
         drop(device);
         drop(only_small);
@@ -125,7 +125,9 @@ fn pages_left_behind(ctx: &mut Context) -> Result {
     // What the closed file has freed is used by these.
     let others: Vec<_> = (0..64).map(|_| ctx.device(1)).collect::<Result<_>>()?;
     let device = ctx.device(0)?;
-    ensure!(local_pages(ctx, &device, mapping.all())? > 0, "all pages were evicted");
+    if ctx.memory_type.is_cpu_accessible() {
+        ensure!(local_pages(ctx, &device, mapping.all())? > 0, "all pages were evicted");
+    }
     mapping.check(0..PAGES, 1)?;
     device.migrate_to_sys(mapping.all())?;
     ensure_eq!(local_pages(ctx, &device, mapping.all())?, 0);

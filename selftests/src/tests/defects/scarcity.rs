@@ -7,14 +7,27 @@ use std::io::Write;
 use nix::errno::Errno;
 
 use super::{local_pages, ramfs};
+use crate::device::Device;
 use crate::failure::{Context as _, Result};
 use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE};
 use crate::tests::Context;
 use crate::{ensure_eq, pagemap};
 
-/// A file is closed, and there is no huge page in the system to evict its own to. They
-/// stay on the device until the CPU touches them. In C this went wrong.
+/// A file is closed, or all memory of the device released, and there is no huge page in the
+/// system to evict its own to, so they are evicted to small ones. In C this went wrong.
 pub fn d09_close_without_free_huge_page(ctx: &mut Context) -> Result {
+    evict_without_free_huge_page(ctx, |device| {
+        drop(device);
+        Ok(())
+    })
+    .context("close")?;
+    evict_without_free_huge_page(ctx, |device| device.release()).context("release")
+}
+
+fn evict_without_free_huge_page(
+    ctx: &mut Context,
+    evict: impl FnOnce(Device) -> Result<(), Errno>,
+) -> Result {
     const COUNT: usize = 4 * HUGE_PAGES;
     let device = ctx.device(0)?;
     let mapping = Mapping::huge(COUNT)?;
@@ -24,7 +37,8 @@ pub fn d09_close_without_free_huge_page(ctx: &mut Context) -> Result {
     ensure_eq!(local_pages(ctx, &device, mapping.all())?, COUNT);
 
     let only_small = OnlySmallPages::new()?;
-    drop(device);
+    evict(device)?;
+    ensure_eq!(local_pages(ctx, &ctx.device(0)?, mapping.all())?, 0);
     mapping.check(0..COUNT, 1)?;
     drop(only_small);
     mapping.check(0..COUNT, 1)?;
