@@ -108,8 +108,7 @@ impl Memory {
                     let from = page.folio().page(to.index()).ok_or(EINVAL)?;
                     self.copy(to, from)
                 })?;
-            let writable = source.is_writable();
-            pages.set_dst(index, folio, writable)?;
+            pages.set_dst(index, folio)?;
         }
         Ok(())
     }
@@ -258,7 +257,7 @@ impl Device {
                 false => 0,
             };
             let folio = self.copy_to_device(&pages, index, order)?;
-            pages.set_dst(index, folio, true)?;
+            pages.set_dst(index, folio)?;
         }
         let migrated = pages.migrate();
         Ok(migrated.nr_migrated())
@@ -308,7 +307,7 @@ impl Device {
             let folio = pages
                 .alloc_folio(index, 0, GFP_HIGHUSER_MOVABLE)?
                 .fill(|to| to.copy_from(from))?;
-            pages.set_dst(index, folio, true)?;
+            pages.set_dst(index, folio)?;
         }
         let migrated = pages.migrate();
         Ok(migrated.nr_migrated())

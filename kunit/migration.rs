@@ -252,7 +252,7 @@ mod tests {
                 let mut pages = Collected::from_range(&mmap, range, Select::system(), &mut buffer)?;
                 for index in 0..2 {
                     let folio = device.copy_to_device(&pages, index, 0)?;
-                    pages.set_dst(index, folio, true)?;
+                    pages.set_dst(index, folio)?;
                 }
             }
             kunit_expect_eq!(device.nr_freed(), 2, "of type {memory_type:?}");
@@ -266,7 +266,7 @@ mod tests {
                 let range = addresses(&memory, 0..NR_PAGES);
                 let mut pages = Collected::from_range(&mmap, range, Select::system(), &mut buffer)?;
                 let folio = device.copy_to_device(&pages, 3, 0)?;
-                pages.set_dst(3, folio, true)?;
+                pages.set_dst(3, folio)?;
                 let migrated = pages.migrate();
                 kunit_expect_eq!(migrated.nr_migrated(), 1, "of type {memory_type:?}");
                 kunit_expect!(migrated.is_migrated(3));
@@ -396,6 +396,25 @@ mod tests {
     }
 
     #[test]
+    fn huge_holes_are_collected_one_by_one() -> Result {
+        const NR_PAGES: usize = 2 * PMD_PAGES;
+
+        // Nothing is mapped nearby, so that one entry higher up in the page table is empty.
+        let memory = UserMemory::map(NR_PAGES * PAGE_SIZE)?;
+        let mut buffer = MigrateBuffer::new(NR_PAGES, GFP_KERNEL)?;
+        let mmap = memory.mm().mmap_read_lock();
+        let range = addresses(&memory, 0..NR_PAGES);
+        let select = Select::system().compound();
+        let pages = Collected::from_range(&mmap, range, select, &mut buffer)?;
+        for index in (0..NR_PAGES).step_by(PMD_PAGES) {
+            kunit_expect!(pages.source(index).is_migrating(), "at {index}");
+            kunit_expect!(pages.source(index).is_compound(), "at {index}");
+            kunit_expect!(!pages.source(index + 1).is_migrating(), "after {index}");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn a_huge_hole_can_be_filled_in_part() -> Result {
         for_each_type(|memory_type, device| {
             let memory = huge_user_memory()?;
@@ -408,7 +427,7 @@ mod tests {
                 kunit_expect!(pages.source(0).is_compound());
                 for index in [0, 7] {
                     let folio = device.copy_to_device(&pages, index, 0)?;
-                    pages.set_dst(index, folio, true)?;
+                    pages.set_dst(index, folio)?;
                 }
                 let migrated = pages.migrate();
                 migrated.nr_migrated()
@@ -585,7 +604,7 @@ mod tests {
                 if index == 1 {
                     raw::set_broken(&folio);
                 }
-                pages.set_dst(index, folio, true)?;
+                pages.set_dst(index, folio)?;
             }
             let nr_migrated = pages.migrate().nr_migrated();
             drop(mmap);

@@ -215,17 +215,18 @@ pub(crate) fn exclusive(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Resu
 pub(crate) fn check_exclusive(file: &File, range: Range<usize>) -> Result {
     // Core mm has to wait for the lock to change anything, so it is not held all the time.
     let mut rest = range;
-    while !rest.is_empty() {
-        if kernel::current!().fatal_signal_pending() {
-            return Err(EINTR);
-        }
-        let end = rest.start + rest.len().min(MAX_LOCKED);
-        if file.mirror().lock().any_exclusive(rest.start..end) {
+    while !kernel::current!().fatal_signal_pending() {
+        let mut table = file.mirror().lock();
+        let Some(start) = table.next_mapped(rest.clone()) else {
+            return Ok(());
+        };
+        let end = start + (rest.end - start).min(MAX_LOCKED);
+        if table.any_exclusive(start..end) {
             return Err(EPERM);
         }
         rest.start = end;
     }
-    Ok(())
+    Err(EINTR)
 }
 
 /// Tells the caller what the process has mapped, a byte for each page.

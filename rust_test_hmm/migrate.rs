@@ -120,7 +120,10 @@ fn to_device_once(file: &File, window: Range<usize>, buffer: &mut MigrateBuffer)
             continue;
         }
         for page in index..index + nr_pages {
-            set_dst_on_device(file, &mut pages, index, page, 0)?;
+            // Of a huge page, only a part without the first page cannot be migrated.
+            if !set_dst_on_device(file, &mut pages, index, page, 0)? && page == index {
+                break;
+            }
         }
     }
     drop(pages.migrate());
@@ -143,7 +146,6 @@ fn set_dst_on_device(
         return Ok(false);
     }
     let source = pages.source(head);
-    let writable = source.is_writable();
     let from = |page: usize| {
         source
             .page()
@@ -152,7 +154,7 @@ fn set_dst_on_device(
     let Ok(folio) = new_folio_on_device(device, file.owner(), order, from) else {
         return Ok(false);
     };
-    pages.set_dst(index, folio, writable)?;
+    pages.set_dst(index, folio)?;
     Ok(true)
 }
 
@@ -259,9 +261,14 @@ fn set_dsts_in_system(
             allocated = false;
             continue;
         }
-        // Small pages will do: core mm splits the folio.
+        // Small pages will do, if the first one is among them: core mm splits the folio.
         for page in index..index + WINDOW_PAGES {
-            allocated &= set_dst_in_system(pages, memory, index, page, 0)?;
+            if !set_dst_in_system(pages, memory, index, page, 0)? {
+                allocated = false;
+                if page == index {
+                    break;
+                }
+            }
         }
     }
     Ok(allocated)
@@ -298,8 +305,7 @@ fn set_dst_in_system(
             None => to.copy_from(from),
         }
     })?;
-    let writable = source.is_writable();
-    pages.set_dst(index, folio, writable)?;
+    pages.set_dst(index, folio)?;
     Ok(true)
 }
 

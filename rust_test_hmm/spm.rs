@@ -55,9 +55,7 @@ pub(crate) fn at(addrs: [u64; 2]) -> Result<KVec<Range<PhysAddr>>> {
 ///
 /// Returns [`ENODEV`] if there is not enough that nobody else has claimed.
 pub(crate) fn find(count: usize) -> Result<KVec<Range<PhysAddr>>> {
-    let mut ranges = listed()?;
-    ranges.retain(|range| is_unclaimed(range));
-    share_out(&ranges, count, pgmap::alignment() as u64)
+    share_out(&listed()?, count, pgmap::alignment() as u64, is_unclaimed)
 }
 
 /// Returns the special-purpose memory that firmware has listed.
@@ -67,18 +65,19 @@ fn listed() -> Result<KVec<Range<PhysAddr>>> {
     Ok(ranges)
 }
 
-/// Whether all of a range could be claimed just now.
-fn is_unclaimed(range: &Range<PhysAddr>) -> bool {
+/// Whether all of a region could be claimed just now.
+fn is_unclaimed(region: &Range<PhysAddr>) -> bool {
     CString::try_from(c"test_hmm_rs")
-        .is_ok_and(|name| DeviceRegion::claim_soft_reserved(range.clone(), name).is_ok())
+        .is_ok_and(|name| DeviceRegion::claim_soft_reserved(region.clone(), name).is_ok())
 }
 
-/// Returns `count` regions of the same size, as large as possible, within `ranges`. `align` is a
-/// power of two.
+/// Returns `count` regions of the same size, as large as possible, within `ranges`, that are
+/// usable. `align` is a power of two.
 fn share_out(
     ranges: &[Range<PhysAddr>],
     count: usize,
     align: u64,
+    is_usable: impl Fn(&Range<PhysAddr>) -> bool,
 ) -> Result<KVec<Range<PhysAddr>>> {
     let aligned = |range: &Range<PhysAddr>| {
         let start = range.start.checked_add(align - 1)? & !(align - 1);
@@ -86,22 +85,18 @@ fn share_out(
         (start < end).then_some(start..end)
     };
     let pieces = |size: u64| {
-        ranges
-            .iter()
-            .filter_map(aligned)
-            .flat_map(move |range| {
-                (0..(range.end - range.start).checked_div(size).unwrap_or(0))
-                    .map(move |i| range.start + i * size..range.start + (i + 1) * size)
-            })
-            .take(count)
+        ranges.iter().filter_map(aligned).flat_map(move |range| {
+            (0..(range.end - range.start).checked_div(size).unwrap_or(0))
+                .map(move |i| range.start + i * size..range.start + (i + 1) * size)
+        })
     };
     let mut size = MAX_SIZE;
     while size >= MIN_SIZE {
-        if pieces(size).count() == count {
-            let mut regions = KVec::with_capacity(count, GFP_KERNEL)?;
-            for region in pieces(size) {
-                regions.push(region, GFP_KERNEL)?;
-            }
+        let mut regions = KVec::with_capacity(count, GFP_KERNEL)?;
+        for region in pieces(size).filter(&is_usable).take(count) {
+            regions.push(region, GFP_KERNEL)?;
+        }
+        if regions.len() == count {
             return Ok(regions);
         }
         size -= align;
@@ -118,9 +113,13 @@ mod tests {
     const MB: u64 = 1 << 20;
     const ALIGN: u64 = 2 * MB;
 
+    fn share_out(ranges: &[Range<PhysAddr>], count: usize) -> Result<KVec<Range<PhysAddr>>> {
+        super::share_out(ranges, count, ALIGN, |_| true)
+    }
+
     #[test]
     fn one_range_is_split() -> Result {
-        let regions = share_out(from_ref(&(0..512 * MB)), 4, ALIGN)?;
+        let regions = share_out(from_ref(&(0..512 * MB)), 4)?;
         assert_eq!(regions.len(), 4);
         assert_eq!(regions[0], 0..128 * MB);
         assert_eq!(regions[3], 384 * MB..512 * MB);
@@ -129,7 +128,7 @@ mod tests {
 
     #[test]
     fn no_device_gets_too_much() -> Result {
-        let regions = share_out(from_ref(&(0..4096 * MB)), 2, ALIGN)?;
+        let regions = share_out(from_ref(&(0..4096 * MB)), 2)?;
         assert_eq!(regions[1], MAX_SIZE..2 * MAX_SIZE);
         Ok(())
     }
@@ -137,7 +136,7 @@ mod tests {
     #[test]
     fn several_ranges() -> Result {
         // Two of 100 MB fit into the second, but none into the first.
-        let regions = share_out(&[0..40 * MB, 1000 * MB..1200 * MB], 2, ALIGN)?;
+        let regions = share_out(&[0..40 * MB, 1000 * MB..1200 * MB], 2)?;
         assert_eq!(regions[0], 1000 * MB..1100 * MB);
         assert_eq!(regions[1], 1100 * MB..1200 * MB);
         Ok(())
@@ -145,23 +144,35 @@ mod tests {
 
     #[test]
     fn regions_are_aligned() -> Result {
-        let regions = share_out(from_ref(&(MB..200 * MB + 4096)), 1, ALIGN)?;
+        let regions = share_out(from_ref(&(MB..200 * MB + 4096)), 1)?;
         assert_eq!(regions[0], 2 * MB..200 * MB);
         Ok(())
     }
 
     #[test]
+    fn what_is_taken_is_left_out() -> Result {
+        let taken = 100 * MB..120 * MB;
+        let is_usable =
+            |region: &Range<PhysAddr>| region.end <= taken.start || taken.end <= region.start;
+        let ranges = [0..512 * MB];
+        let regions = super::share_out(&ranges, 2, ALIGN, is_usable)?;
+        assert!(regions.iter().all(is_usable));
+        assert_eq!(regions[1].end - regions[1].start, 170 * MB);
+        Ok(())
+    }
+
+    #[test]
     fn too_little() {
-        assert!(matches!(share_out(&[], 2, ALIGN), Err(ENODEV)));
+        assert!(matches!(share_out(&[], 2), Err(ENODEV)));
         assert!(matches!(
-            share_out(from_ref(&(0..MIN_SIZE)), 2, ALIGN),
+            share_out(from_ref(&(0..MIN_SIZE)), 2),
             Err(ENODEV)
         ));
         assert!(matches!(
-            share_out(from_ref(&(MB..MB + 4096)), 1, ALIGN),
+            share_out(from_ref(&(MB..MB + 4096)), 1),
             Err(ENODEV)
         ));
         let top = u64::MAX - 4095..u64::MAX;
-        assert!(matches!(share_out(from_ref(&top), 1, ALIGN), Err(ENODEV)));
+        assert!(matches!(share_out(from_ref(&top), 1), Err(ENODEV)));
     }
 }

@@ -207,8 +207,17 @@ impl kernel::Module for TestHmm {
         let devices = Devices::new(Plan::from_params()?)?;
         let mut nodes = KVec::with_capacity(devices.0.len(), GFP_KERNEL)?;
         for device in &devices.0 {
-            // If this fails, an earlier node may be open already. `devices` wait for its pages.
-            nodes.push(register(device)?, GFP_KERNEL)?;
+            match register(device) {
+                Ok(node) => nodes.push_within_capacity(node)?,
+                // An earlier node may be open already, and the module must not go then.
+                Err(error) if !nodes.is_empty() => {
+                    pr_err!(
+                        "{}: cannot make the device node: {error:?}\n",
+                        device.name()
+                    );
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(Self {
             _nodes: nodes,
