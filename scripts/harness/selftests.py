@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness import guest, hmm_tests
+from harness import guest, hmm_tests, vm
 from harness.errors import MachineError
 from harness.paths import BUILD, SCRIPTS
 from harness.results import Run
@@ -40,4 +40,6 @@ def run_tests(
         all_arguments += ["--timeout-factor", str(guest.DEBUG_TIMEOUT_FACTOR)]
     print(f"==> hmm-selftests: {run.name}", file=sys.stderr)
     command = shlex.join([str(build()), *all_arguments])
-    guest.run_ktap(run, guest.with_driver(run, command), results / run.name, timeout, options)
+    bind = shlex.quote(str(SCRIPTS / "guest/bind-vfio"))
+    commands = f"{bind} || exit\n{guest.with_driver(run, command)}"
+    guest.run_ktap(run, commands, results / run.name, timeout, options, vm.VFIO_DEVICES)

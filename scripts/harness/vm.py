@@ -39,6 +39,9 @@ SPM_DEVICE_SIZE = 256 << 20
 SPM_DEVICES = 4  # coherent and generic, two of each
 SPM_ADDRS = (SPM_START, SPM_START + SPM_DEVICE_SIZE)
 
+# A device for VFIO to give away, and the IOMMU that this takes.
+VFIO_DEVICES = ("intel-iommu", "edu")
+
 CMDLINE = [
     "nokaslr",  # its parser of memmap= does not know '%'
     f"memmap={SPM_DEVICES * SPM_DEVICE_SIZE >> 20}M%{SPM_START:#x}-1+0xefffffff",

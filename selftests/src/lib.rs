@@ -24,3 +24,4 @@ pub mod settings;
 pub mod tests;
 pub mod uapi;
 pub mod userfault;
+pub mod vfio;

@@ -115,10 +115,27 @@ impl Mapping {
     /// The first `count` pages of a file or device, readable and writable.
     /// `flags` is `MAP_SHARED` or `MAP_PRIVATE`.
     pub fn file(file: impl AsFd, count: usize, flags: MapFlags) -> Result<Self, Errno> {
+        Self::file_from(file, 0, count, flags)
+    }
+
+    /// The page frame of physical memory with this number, readable and writable, of an
+    /// open `/dev/mem`. The mapping has no reference to it.
+    pub fn frame(memory: impl AsFd, pfn: u64) -> Result<Self, Errno> {
+        Self::file_from(memory, pfn, 1, MapFlags::MAP_SHARED)
+    }
+
+    fn file_from(
+        file: impl AsFd,
+        first_page: u64,
+        count: usize,
+        flags: MapFlags,
+    ) -> Result<Self, Errno> {
         let mapping = Self::reserve(count, 0)?;
         let (addr, len) = mapping.place();
+        let offset = first_page * PAGE_SIZE as u64;
+        let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
         // SAFETY: The range is this mapping's own reservation.
-        unsafe { mmap(Some(addr), len, READ_WRITE, flags | MapFlags::MAP_FIXED, file, 0)? };
+        unsafe { mmap(Some(addr), len, READ_WRITE, flags | MapFlags::MAP_FIXED, file, offset)? };
         Ok(mapping)
     }
 

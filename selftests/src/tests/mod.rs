@@ -21,6 +21,7 @@ pub mod lifetime;
 pub mod memcg;
 pub mod migrate;
 pub mod pinned;
+pub mod pinners;
 pub mod processes;
 pub mod random;
 pub mod snapshot;
@@ -37,6 +38,7 @@ pub const GROUPS: &[Group] = &[
     Group { name: "exclusive", tests: exclusive::TESTS },
     Group { name: "snapshot", tests: snapshot::TESTS },
     Group { name: "pinned", tests: pinned::TESTS },
+    Group { name: "pinners", tests: pinners::TESTS },
     Group { name: "memcg", tests: memcg::TESTS },
     Group { name: "ksm", tests: ksm::TESTS },
     Group { name: "userfault", tests: userfault::TESTS },
