@@ -154,8 +154,7 @@ mod tests {
         let taken = 100 * MB..120 * MB;
         let is_usable =
             |region: &Range<PhysAddr>| region.end <= taken.start || taken.end <= region.start;
-        let ranges = [0..512 * MB];
-        let regions = super::share_out(&ranges, 2, ALIGN, is_usable)?;
+        let regions = super::share_out(from_ref(&(0..512 * MB)), 2, ALIGN, is_usable)?;
         assert!(regions.iter().all(is_usable));
         assert_eq!(regions[1].end - regions[1].start, 170 * MB);
         Ok(())
