@@ -146,7 +146,8 @@ rewrite_commit() { # commit, parent, path, tree
 # path. The later ones leave the path alone, so there can be no conflict, and no file
 # in build/linux is touched.
 fold_overlay() { # name
-	local name=$1 path=${overlays[$1]} here there last parent commit new
+	local name=$1 path=${overlays[$1]} here there last parent commit new group
+	local -A rewritten=()
 	here=$(directory_tree "$top/$name")
 	there=$(commit_tree series "$path")
 	[ "$here" != "$there" ] || return 0
@@ -163,7 +164,12 @@ fold_overlay() { # name
 		else
 			parent=$new
 		fi
+		rewritten[$commit]=$parent
 	done
 	git -C "$linux" reset --quiet "$parent"
+	while read -r commit group; do
+		[ -z "${rewritten[$commit]:-}" ] ||
+			git -C "$linux" update-ref "$group" "${rewritten[$commit]}"
+	done < <(git -C "$linux" for-each-ref --format='%(objectname) %(refname)' refs/heads/group/)
 	note_overlay "$name" "$here"
 }
