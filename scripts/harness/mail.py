@@ -13,7 +13,8 @@ from harness.groups import Group
 
 def roles(listing: str) -> tuple[list[str], list[str]]:
     """What get_maintainer.pl prints, as To (maintainers) and Cc (reviewers and lists)."""
-    to, cc = [], []
+    to: list[str] = []
+    cc: list[str] = []
     for line in listing.splitlines():
         address, _, role = line.partition(" (")
         (to if re.search(r"\b(maintainer|supporter):", role) else cc).append(address)
