@@ -2,10 +2,7 @@
 
 //! A device with memory, and what a driver does with it.
 
-use crate::raw::{
-    self,
-    RawPage, //
-};
+use crate::raw::RawPage;
 use core::{
     mem::ManuallyDrop,
     ops::Range,

@@ -25,8 +25,7 @@ use kernel::{
             DeviceRegion,
             PageMap,
             PageMapOps, //
-        },
-        PMD_PAGES, //
+        }, //
     },
     page::PAGE_SIZE,
     prelude::*,
