@@ -10,7 +10,7 @@ applied=$linux/.git/series-applied
 # One committer: the commits are the same on every machine.
 export GIT_COMMITTER_NAME=series GIT_COMMITTER_EMAIL=series@localhost
 
-patches_id() { (cd "$patches" && sha256sum -- */*.patch 2>/dev/null) | sha256sum; }
+patches_id() { (cd "$patches" && sha256sum -- */*.patch 2>/dev/null) | sha256sum | cut -d' ' -f1; }
 
 # The tip of branch series, and the branches of the groups.
 branches() {
@@ -34,7 +34,7 @@ branches_of_patches() { # tree
 set_groups() { # file
 	git -C "$linux" for-each-ref --format='delete %(refname)' refs/heads/group/ |
 		git -C "$linux" update-ref --stdin
-	sed -n 's,^\(.*\) \(.*\)$,create refs/heads/group/\2 \1,p' "$1" |
+	sed -n 's,^\([0-9a-f]*\) \([^ ]*\)$,create refs/heads/group/\2 \1,p' "$1" |
 		git -C "$linux" update-ref --stdin
 }
 

@@ -192,10 +192,10 @@ class Branches(unittest.TestCase):
     def test_branches_are_those_of_the_folders(self) -> None:
         output = self.run_script("""
             git -C "$linux" branch group/09-old
-            branches_of_patches "$linux" >"$build/state"
+            { patches_id; branches_of_patches "$linux"; } >"$build/state"
             set_groups "$build/state"
             git -C "$linux" for-each-ref --format='%(refname:short) %(subject)' refs/heads/
-            branches | cmp - "$build/state" && echo same
+            { patches_id; branches; } | cmp - "$build/state" && echo same
         """)
         self.assertEqual(output.splitlines(), ["group/01-a 2", "group/02-b 3", "series 3", "same"])
 
