@@ -28,6 +28,7 @@ needs-compare := kernel vm program dax
 needs-dax := kernel vm dax
 needs-cargo-test := tree cargo-test
 needs-check := check
+needs-mbox := tree
 needs-check-drivers := sparse
 needs-clippy := lint
 needs-rustdoc := lint
@@ -94,10 +95,12 @@ help:
 	@echo 'make bisect         the commit that changes what becomes of FILTER=test:'
 	@echo '                    DRIVER=test_hmm|test_hmm_rs TYPE=... RANGE=a..b ATTEMPTS=1'
 	@echo 'make vm             CMD="command", or a shell'
-	@echo 'make check          patches apply, equal the tree, pass checkpatch; BISECT=1 builds each'
+	@echo 'make check          patches apply, each group by itself, equal the tree, pass checkpatch;'
+	@echo '                    BISECT=1 builds each commit, GROUPS_BUILD=1 compiles each group'
 	@echo 'make check-drivers  compiles the users of ZONE_DEVICE memory that no VM has, with sparse'
 	@echo 'make clippy         lints of the Rust code; make rustdoc: its documentation'
-	@echo 'make export         write branch series of build/linux to patches/'
+	@echo 'make export         write branches series and group/* of build/linux to patches/'
+	@echo 'make mbox           what would be sent, in build/mbox: GROUP=name, or all'
 
 .PHONY: deps tree kernel kernel-base debug-kernel
 deps:
@@ -159,7 +162,7 @@ bisect: tree
 		$(if $(RANGE),--range '$(RANGE)') $(if $(ATTEMPTS),--attempts '$(ATTEMPTS)') \
 		$(if $(FILTER),'$(FILTER)')
 
-.PHONY: check check-drivers clippy rustdoc export
+.PHONY: check check-drivers clippy rustdoc export mbox
 check: tree
 	@scripts/check
 
@@ -171,6 +174,9 @@ clippy rustdoc: kernel
 
 export:
 	@scripts/export
+
+mbox: tree
+	@scripts/groups.py mbox $(GROUP)
 
 .PHONY: estimate-run estimate-test
 estimate-run estimate-test:

@@ -1,11 +1,17 @@
 #!/usr/bin/env python3
-"""Checks that bugs.md has a line for each bug of make bugs: its test and its patch."""
+"""Checks that bugs.md has a line for each bug of make bugs, with its test and its patch, that
+there are such patches, and that README.md has each group of them."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
+sys.path.append(str(DOCS.parent / "scripts"))
+from harness import groups  # noqa: E402  (after the path of it)
+
+PATCHES = DOCS.parent / "patches"
 BUGS = "scripts/harness/bugs.py"
 
 
@@ -31,7 +37,16 @@ def main() -> int:
         print(f"error: docs/bugs.md has no line for {', '.join(bug)}", file=sys.stderr)
     if len(rows) != len(wanted):
         print(f"error: docs/bugs.md has {len(rows)} lines for {len(wanted)} bugs", file=sys.stderr)
-    return int(bool(missing) or len(rows) != len(wanted))
+    errors = len(missing) + (len(rows) != len(wanted))
+    subjects = {groups.subject(path.read_text()) for path in PATCHES.glob("*/*.patch")}
+    for patch in sorted({row.split("|")[-2].strip() for row in rows} - subjects):
+        print(f"error: docs/bugs.md has '{patch}', which is no patch", file=sys.stderr)
+        errors += 1
+    linked = set(re.findall(r"\(patches/([\w-]+)\)", (DOCS.parent / "README.md").read_text()))
+    for name in sorted(linked ^ {path.name for path in PATCHES.iterdir() if path.is_dir()}):
+        print(f"error: patches/{name} is in README.md, or there, but not both", file=sys.stderr)
+        errors += 1
+    return int(errors > 0)
 
 
 if __name__ == "__main__":

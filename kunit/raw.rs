@@ -369,7 +369,8 @@ impl<'a> RawPage<'a> {
 
     pub(crate) fn is_device_generic(self) -> bool {
         // SAFETY: By the type invariants there is such a page.
-        unsafe { bindings::folio_is_device_generic(self.folio()) }
+        let is_managed = unsafe { bindings::folio_is_device_managed(self.folio()) };
+        is_managed && !self.is_device_coherent()
     }
 
     pub(crate) fn ref_count(self) -> i32 {

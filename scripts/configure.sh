@@ -1,8 +1,26 @@
 # shellcheck shell=bash
-# Sourced by kernel and check-drivers: configures a kernel from the fragments in
+# Sourced by kernel, check and check-drivers: configures a kernel from the fragments in
 # config/ and fails when an option asked for is not set. The unpatched kernel's tree is
 # made here, as it is needed by few.
-# shellcheck disable=SC2154
+# shellcheck disable=SC2034,SC2154
+
+# The users of ZONE_DEVICE memory that are compiled with drivers.config.
+users=(
+	drivers/dax/{bus,device}.o
+	drivers/gpu/drm/amd/amdgpu/../amdkfd/kfd_{device,migrate,svm}.o
+	drivers/gpu/drm/amd/amdgpu/amdgpu_{drv,ttm}.o
+	drivers/gpu/drm/{drm_gpusvm,drm_pagemap}.o
+	drivers/gpu/drm/nouveau/nouveau_{dmem,svm}.o
+	drivers/hv/mshv_vtl_main.o
+	drivers/nvdimm/pmem.o
+	drivers/pci/p2pdma.o
+	drivers/vfio/vfio_iommu_type1.o
+	drivers/xen/unpopulated-alloc.o
+	fs/dax.o
+	kernel/dma/mapping.o
+	lib/test_hmm.o
+	mm/{gup,hmm,huge_memory,memory-failure,memremap,migrate_device,mlock,mm_init,rmap}.o
+)
 
 # The options that the fragments ask for and that .config does not have.
 unset_options() { # .config, fragment...

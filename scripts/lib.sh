@@ -231,7 +231,7 @@ kernel_make() {
 	shift
 	case $flavour in
 	base|base-drivers) source=$linux_base ;;
-	bisect)	source=$linux_scratch ;;
+	bisect|groups-c|groups-rust) source=$linux_scratch ;;
 	powerpc-drivers) arch=(ARCH=powerpc) ;;
 	esac
 	suffix=$(find_llvm) || die "no clang 17 or later with lld and LLVM's tools, run 'make deps'"
@@ -258,7 +258,8 @@ kernel_make() {
 kernel_dir() {
 	case $1 in
 	series)	echo "$build/kernel" ;;
-	base|debug|kselftest|bisect|clippy|drivers|base-drivers|powerpc-drivers) echo "$build/$1" ;;
+	base|debug|kselftest|bisect|groups-c|groups-rust|clippy|drivers|base-drivers|powerpc-drivers)
+		echo "$build/$1" ;;
 	*)	die "unknown kernel '$1', use series, base, debug or kselftest" ;;
 	esac
 }

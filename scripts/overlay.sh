@@ -128,42 +128,61 @@ drop_overlays() {
 	done
 }
 
-# The same commit with another parent, and with the tree at the path.
-rewrite_commit() { # commit, parent, path, tree
-	local root
+# The same commit with another parent, and with these files of the tree at the path, or
+# without those that the tree does not have.
+rewrite_commit() { # commit, parent, path, tree, file...
+	local root commit=$1 parent=$2 path=$3 tree=$4 file
+	shift 4
 	rm -f "$linux/.git/overlay-index"
-	overlay_git read-tree "$1" &&
-	overlay_git -C "$linux" --work-tree="$linux" \
-		rm -r --quiet --cached --force --ignore-unmatch -- "$3" &&
-	overlay_git read-tree --prefix="$3/" "$4" &&
+	overlay_git read-tree "$commit" &&
+	for file in "$@"; do
+		overlay_git ls-tree -r "$tree" -- "$file" | sed "s,\t,&$path/," |
+			{ grep . || printf '0 %040d\t%s/%s\n' 0 "$path" "$file"; }
+	done | overlay_git update-index --index-info &&
 	root=$(overlay_git write-tree) &&
-	overlay_git cat-file commit "$1" |
-		sed -e "1s/^tree .*/tree $root/" -e "2s/^parent .*/parent $2/" |
+	overlay_git cat-file commit "$commit" |
+		sed -e "1s/^tree .*/tree $root/" -e "2s/^parent .*/parent $parent/" |
 		overlay_git hash-object -t commit -w --stdin
 }
 
-# Puts what branch series does not have yet into its last commit that touches the
-# path. The later ones leave the path alone, so there can be no conflict, and no file
-# in build/linux is touched.
+# Puts what branch series does not have yet of each file into its last commit that touches
+# this file, a new file into the last that touches the path. The later ones leave the file
+# alone, so there can be no conflict, and no file in build/linux is touched.
 fold_overlay() { # name
-	local name=$1 path=${overlays[$1]} here there last parent commit new
+	local name=$1 path=${overlays[$1]} here there file last parent='' commit new group
+	local -A files=() rewritten=()
+	local folded=()
 	here=$(directory_tree "$top/$name")
 	there=$(commit_tree series "$path")
 	[ "$here" != "$there" ] || return 0
 	series_checked_out || die "branch series of $linux is not checked out"
-	last=$(git -C "$linux" log -1 --format=%H base..series -- "$path")
-	[ -n "$last" ] ||
-		die "no commit of branch series has $path yet: commit it in $linux first (git add --force $path)"
-	say "$name goes into '$(git -C "$linux" log -1 --format=%s "$last")': $(files_that_differ "$there" "$here")"
-	parent=$(git -C "$linux" rev-parse "$last^")
-	for commit in $(git -C "$linux" rev-list --reverse "$last^..series"); do
-		new=$(rewrite_commit "$commit" "$parent" "$path" "$here")
+	for file in $(files_that_differ "$there" "$here"); do
+		last=$(git -C "$linux" log -1 --format=%H base..series -- "$path/$file")
+		[ -n "$last" ] || last=$(git -C "$linux" log -1 --format=%H base..series -- "$path")
+		[ -n "$last" ] ||
+			die "no commit of branch series has $path yet: commit it in $linux first (git add --force $path)"
+		files[$last]+="$file "
+	done
+	for commit in $(git -C "$linux" rev-list --reverse base..series); do
+		if [ -n "${files[$commit]:-}" ]; then
+			say "$name goes into '$(git -C "$linux" log -1 --format=%s "$commit")': ${files[$commit]}"
+			# shellcheck disable=SC2206
+			folded+=(${files[$commit]})
+		fi
+		[ -n "$parent" ] || ((${#folded[@]})) || continue
+		[ -n "$parent" ] || parent=$(git -C "$linux" rev-parse "$commit^")
+		new=$(rewrite_commit "$commit" "$parent" "$path" "$here" "${folded[@]}")
 		if git -C "$linux" diff --quiet "$parent" "$new"; then
 			say "that commit has no change left and is dropped"
 		else
 			parent=$new
 		fi
+		rewritten[$commit]=$parent
 	done
 	git -C "$linux" reset --quiet "$parent"
+	while read -r commit group; do
+		[ -z "${rewritten[$commit]:-}" ] ||
+			git -C "$linux" update-ref "$group" "${rewritten[$commit]}"
+	done < <(git -C "$linux" for-each-ref --format='%(objectname) %(refname)' refs/heads/group/)
 	note_overlay "$name" "$here"
 }

@@ -28,7 +28,7 @@ PARTS = (
     "rustdoc",
 )
 LONG_PARTS = (
-    "check BISECT=1",
+    "check BISECT=1 GROUPS_BUILD=1",
     "check-drivers BASE=measure",
     "cargo-test",
     "kunit",

@@ -59,7 +59,7 @@ def base_version() -> str | None:
 
 def patchset_hash() -> str:
     """As KCIDB defines it: of the patches' hashes, in order."""
-    patches = sorted((TOP / "patches").glob("*.patch"))
+    patches = sorted((TOP / "patches").glob("*/*.patch"))
     hashes = "".join(hashlib.sha256(patch.read_bytes()).hexdigest() + "\n" for patch in patches)
     return hashlib.sha256(hashes.encode()).hexdigest()
 

@@ -387,10 +387,11 @@ def killed(chroot: Chroot) -> None:
         set -e
         . scripts/lib.sh
         [ "$(git -C "$linux" rev-list --count base..series)" = "$(find patches -name '*.patch' | wc -l)" ]
+        [ "$(git -C "$linux" for-each-ref refs/heads/group/ | wc -l)" = "$(ls -d patches/*/ | wc -l)" ]
         [ -z "$(git -C "$linux" status --porcelain --untracked-files=no)" ]
     """)
     # The same for a change of the series.
-    chroot.good('echo >>patches/cover-letter.txt; rm "$(ls patches/*.patch | tail -n 1)"')
+    chroot.good('echo >>patches/README.md; rm "$(ls patches/*/*.patch | tail -n 1)"')
     chroot.run_and_kill("scripts/tree", "applying the series", 2)
     chroot.good("touch build/linux/.git/worktrees/linux-scratch/index.lock build/linux/.git/index.lock")
     chroot.good("make tree")
