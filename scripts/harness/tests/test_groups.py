@@ -172,7 +172,8 @@ class Branches(unittest.TestCase):
         with tempfile.TemporaryDirectory() as name:
             script = f"""
                 . "{SCRIPTS}/lib.sh"
-                build={name} linux={name}/linux patches={name}/patches
+                top={name} build={name} linux={name}/linux patches={name}/patches
+                . "{SCRIPTS}/overlay.sh"
                 . "{SCRIPTS}/series.sh"
                 export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@localhost
                 git init -q --initial-branch=series "$linux"
@@ -209,4 +210,28 @@ class Branches(unittest.TestCase):
             patch_of series
         """)
         expected = ["patches/01-a/0002-*.patch", "patches/02-b/0001-*.patch", "in no group"]
+        self.assertEqual(output.splitlines(), expected)
+
+    def test_files_go_into_the_commits_that_have_them(self) -> None:
+        output = self.run_script("""
+            overlays=([driver]=lib/driver)
+            copy=$linux/lib/driver
+            mkdir -p "$copy" "$top/driver"
+            add() { echo "$1" >"$copy/$1"; git -C "$linux" add .; commit "$1"; }
+            add gone.rs; add a.rs
+            touch "$linux/other.c"; git -C "$linux" add .; commit other
+            add b.rs
+            git -C "$linux" branch group/01-a series~1
+            git -C "$linux" branch group/02-b series
+            echo changed >"$top/driver/a.rs"
+            echo new >"$top/driver/c.rs"
+            cp "$copy/b.rs" "$top/driver/"
+            fold_overlay driver 2>/dev/null
+            git -C "$linux" log --reverse --format=%s --name-status base..series | grep '[a-z]'
+            git -C "$linux" show series:lib/driver/a.rs
+            git -C "$linux" log -1 --format=%s group/01-a
+            git -C "$linux" rev-parse group/02-b series | uniq | wc -l
+        """)
+        expected = ["a.rs", "A\tlib/driver/a.rs", "other", "A\tother.c"]
+        expected += ["b.rs", "A\tlib/driver/b.rs", "A\tlib/driver/c.rs", "changed", "other", "1"]
         self.assertEqual(output.splitlines(), expected)
