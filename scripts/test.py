@@ -37,7 +37,7 @@ LONG_PARTS = (
     "dax BASE=measure",
     "defects",
     "kunit KCONFIG=debug",
-    "hmm-tests KCONFIG=debug",
+    "compare KCONFIG=debug",
     "selftests KCONFIG=debug",
     "clippy",
     "rustdoc",
