@@ -16,7 +16,7 @@ use crate::failure::{Context as _, Result};
 use crate::memory::Mapping;
 use crate::pages::HUGE_PAGES;
 use crate::process::Child;
-use crate::settings::Only64KFolios;
+use crate::settings::{HugePagesIfAdvised, Only64KFolios};
 use crate::uapi::prot;
 use crate::{ensure, ensure_eq, pagemap, test};
 
@@ -109,10 +109,10 @@ fn forked(ctx: &mut Context) -> Result {
 /// memory come back first.
 fn collapsed(ctx: &mut Context) -> Result {
     let device = ctx.device(0)?;
-    let mapping = Mapping::small(HUGE_PAGES)?;
+    // MADV_COLLAPSE needs no advice, khugepaged would do the same meanwhile.
+    let _settings = HugePagesIfAdvised::new()?;
+    let mapping = Mapping::anonymous(HUGE_PAGES)?;
     mapping.fill(0..HUGE_PAGES, 1);
-    // By its own advice, not that it never gets any.
-    mapping.madvise(0..HUGE_PAGES, MmapAdvise::MADV_HUGEPAGE)?;
     migrate(&device, &mapping, 100..200, 1)?;
     if mapping.collapse(0..HUGE_PAGES).is_ok() {
         ensure!(!ctx.memory_type.is_cpu_accessible(), "pages on the device were collapsed");
