@@ -54,8 +54,6 @@ CMDLINE_WITHOUT_KVM = [
     "clearcpuid=rep_good,erms,fsrm,fsrs",
     # Its ticks may come too late on a busy machine, which is no reason to panic.
     "no_timer_check",
-    # Nor is it one to doubt the TSC, which QEMU makes of the host's clock.
-    "tsc=nowatchdog",
 ]
 # With five levels of page tables, KASAN reports what an interrupt touches while
 # identify_boot_cpu() has cleared X86_FEATURE_LA57: rare, and no matter of ours.
