@@ -176,7 +176,7 @@ export:
 	@scripts/export
 
 mbox: tree
-	@scripts/groups.py mbox $(GROUP)
+	@scripts/groups.py mbox $(if $(GROUP),'$(GROUP)')
 
 .PHONY: estimate-run estimate-test
 estimate-run estimate-test:
