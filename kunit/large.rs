@@ -139,7 +139,8 @@ mod tests {
             let nr_others = (0..PMD_PAGES)
                 .map(|index| RawPage::of_device(device.map(), index))
                 .filter(|page| {
-                    page.pgmap() != pgmap
+                    page.is_tail()
+                        || page.pgmap() != pgmap
                         || page.zone_device_data() != DATA
                         || page.has_flag(PG_RESERVED) != is_reserved
                 })
