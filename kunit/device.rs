@@ -28,6 +28,7 @@ use kernel::{
             NewPage,
             OwnedFolio, //
         },
+        hmm::Mirror,
         migrate::{
             Collected,
             MigrateBuffer,
@@ -42,6 +43,7 @@ use kernel::{
             PageMapOps,
             PageMapOwner, //
         },
+        PMD_ORDER,
         PMD_PAGES, //
     },
     page::PAGE_SIZE,
@@ -66,6 +68,7 @@ pub(crate) struct Memory {
     backing: KVec<OwnedFolio>,
     next: Atomic<usize>,
     nr_freed: Atomic<usize>,
+    nr_split_off: Atomic<usize>,
 }
 
 #[vtable]
@@ -87,7 +90,13 @@ impl PageMapOps for Memory {
         Ok(())
     }
 
-    fn folio_split(&self, _head: usize, _pages: Range<usize>) {}
+    fn folio_split(&self, head: usize, pages: Range<usize>) {
+        // Each page of one folio, in order.
+        let nr_split_off = self.nr_split_off.load(Relaxed) + 1;
+        if pages == (head + nr_split_off..head + nr_split_off + 1) {
+            self.nr_split_off.store(nr_split_off, Relaxed);
+        }
+    }
 }
 
 impl Memory {
@@ -160,6 +169,7 @@ impl Device {
             backing,
             next: Atomic::new(0),
             nr_freed: Atomic::new(0),
+            nr_split_off: Atomic::new(0),
         };
         Ok(Self {
             map: ManuallyDrop::new(KBox::pin_init(
@@ -180,6 +190,11 @@ impl Device {
     /// Returns the number of pages that were in use, and are free again.
     pub(crate) fn nr_freed(&self) -> usize {
         self.map.data().nr_freed.load(Relaxed)
+    }
+
+    /// Returns the number of pages that were split off a folio, one by one, if it was just one.
+    pub(crate) fn nr_split_off(&self) -> usize {
+        self.map.data().nr_split_off.load(Relaxed)
     }
 
     /// Leaves pages out that would be handed out next.
@@ -250,7 +265,7 @@ impl Device {
                 continue;
             }
             let order = match source.is_compound() {
-                true => kernel::mm::PMD_ORDER,
+                true => PMD_ORDER,
                 false => 0,
             };
             let folio = self.copy_to_device(&pages, index, order)?;
@@ -289,21 +304,19 @@ impl Device {
         Ok(migrated.nr_migrated())
     }
 
-    /// Migrates the huge page at the start of private memory to small pages of system memory, but
-    /// for one of them.
+    /// Migrates the huge page at the start of the device to small pages of system memory, but for
+    /// one of them.
     ///
     /// Returns the number of pages that were migrated.
     pub(crate) fn evict_huge_page_but_for(&self, left_out: usize) -> Result<usize> {
         let mut buffer = MigrateBuffer::new(PMD_PAGES, GFP_KERNEL)?;
         let mut pages = Collected::from_device(&self.map, 0..PMD_PAGES, &mut buffer)?;
-        for (index, backing) in self.map.data().backing[..PMD_PAGES].iter().enumerate() {
-            if index == left_out {
-                continue;
-            }
-            let from = backing.page(0).ok_or(EINVAL)?;
+        for index in (0..PMD_PAGES).filter(|&index| index != left_out) {
+            let head = pages.source(0).page().ok_or(EINVAL)?;
+            let from = head.folio().page(index).ok_or(EINVAL)?;
             let folio = pages
                 .alloc_folio(index, 0, GFP_HIGHUSER_MOVABLE)?
-                .fill(|to| to.copy_from(from))?;
+                .fill(|to| self.map.data().copy(to, from))?;
             pages.set_dst(index, folio)?;
         }
         let migrated = pages.migrate();
@@ -356,6 +369,33 @@ pub(crate) fn nr_changed(memory: &UserMemory, pages: Range<usize>, seed: u8) -> 
         nr_changed += usize::from(contents.iter().any(|&byte| byte != expected));
     }
     Ok(nr_changed)
+}
+
+/// Returns user memory where there could be a huge page.
+pub(crate) fn huge_user_memory() -> Result<UserMemory> {
+    UserMemory::map(PMD_PAGES * PAGE_SIZE)
+}
+
+/// Whether user memory is mapped as one huge page, and where, as far as the device may know.
+pub(crate) fn is_huge_page(device: &Device, memory: &UserMemory) -> Result<bool> {
+    let mirror = KBox::pin_init(Mirror::new(memory.mm()), GFP_KERNEL)?;
+    let mut is_huge = true;
+    mirror.snapshot(memory.range(), device.owner(), |_, pfn| {
+        is_huge &= pfn.map_order() == PMD_ORDER;
+    })?;
+    Ok(is_huge)
+}
+
+/// Returns user memory that is one huge page, filled by [`fill`] with a seed of 1, or marks the
+/// test as skipped.
+pub(crate) fn filled_huge_page(device: &Device) -> Result<Option<UserMemory>> {
+    let memory = huge_user_memory()?;
+    fill(&memory, 0..PMD_PAGES, 1)?;
+    let is_huge = is_huge_page(device, &memory)?;
+    if !is_huge {
+        kunit::mark_skipped(c"no huge page to be had");
+    }
+    Ok(is_huge.then_some(memory))
 }
 
 fn name() -> Result<CString> {

@@ -9,7 +9,9 @@ mod tests {
         device::{
             addresses,
             fill,
+            filled_huge_page,
             for_each_type,
+            huge_user_memory,
             nr_changed,
             Device, //
         },
@@ -25,15 +27,11 @@ mod tests {
             self,
             pageflags_PG_mlocked as PG_MLOCKED, //
         },
-        kunit::{
-            self,
-            UserMemory, //
-        },
+        kunit::UserMemory,
         kunit_expect,
         kunit_expect_eq,
         mm::{
             folio::Folio,
-            hmm::Mirror,
             migrate::{
                 Collected,
                 MigrateBuffer,
@@ -53,26 +51,6 @@ mod tests {
 
     fn user_memory() -> Result<UserMemory> {
         UserMemory::map(NR_PAGES * PAGE_SIZE)
-    }
-
-    /// Returns user memory where there could be a huge page.
-    fn huge_user_memory() -> Result<UserMemory> {
-        UserMemory::map(PMD_PAGES * PAGE_SIZE)
-    }
-
-    /// Returns user memory that is one huge page, filled, or marks the test as skipped.
-    fn filled_huge_page(device: &Device) -> Result<Option<UserMemory>> {
-        let memory = huge_user_memory()?;
-        fill(&memory, 0..PMD_PAGES, 1)?;
-        let mirror = KBox::pin_init(Mirror::new(memory.mm()), GFP_KERNEL)?;
-        let mut is_huge = true;
-        mirror.snapshot(memory.range(), device.owner(), |_, pfn| {
-            is_huge &= pfn.map_order() == PMD_ORDER;
-        })?;
-        if !is_huge {
-            kunit::mark_skipped(c"no huge page to be had");
-        }
-        Ok(is_huge.then_some(memory))
     }
 
     /// Collects and lets go again. Returns the page frame numbers of what would have been migrated.
@@ -219,7 +197,7 @@ mod tests {
             device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
 
             let stays = memory_type == MemoryType::Generic;
-            let pin = LongTermPin::new(&memory)?;
+            let pin = LongTermPin::new(&memory, 1)?;
             let is_device_memory = pin.page().folio().is_zone_device();
             kunit_expect_eq!(is_device_memory, stays, "of type {memory_type:?}");
 
@@ -349,44 +327,6 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_move_as_a_whole() -> Result {
-        let device = Device::new(MemoryType::Private)?;
-        let Some(memory) = filled_huge_page(&device)? else {
-            return Ok(());
-        };
-        let pages = collect(&memory, 0..PMD_PAGES, Select::system().compound())?;
-        kunit_expect_eq!(pages.len(), 1);
-        let nr_there = device.migrate_to_device(&memory, 0..PMD_PAGES, true)?;
-        kunit_expect_eq!(nr_there, PMD_PAGES);
-        let select = Select::device(device.owner()).compound();
-        kunit_expect_eq!(collect(&memory, 0..PMD_PAGES, select)?.len(), 1);
-        let nr_back = device.migrate_to_system(&memory, 0..PMD_PAGES)?;
-        kunit_expect_eq!(nr_back, PMD_PAGES);
-        kunit_expect_eq!(device.nr_freed(), PMD_PAGES);
-        kunit_expect_eq!(nr_changed(&memory, 0..PMD_PAGES, 1)?, 0);
-        Ok(())
-    }
-
-    #[test]
-    fn huge_pages_are_evicted_to_small_ones() -> Result {
-        const LEFT_OUT: usize = 7;
-
-        let device = Device::new(MemoryType::Private)?;
-        let Some(memory) = filled_huge_page(&device)? else {
-            return Ok(());
-        };
-        let nr_there = device.migrate_to_device(&memory, 0..PMD_PAGES, true)?;
-        kunit_expect_eq!(nr_there, PMD_PAGES);
-        let nr_evicted = device.evict_huge_page_but_for(LEFT_OUT)?;
-        kunit_expect_eq!(nr_evicted, PMD_PAGES - 1);
-        kunit_expect_eq!(device.nr_freed(), PMD_PAGES - 1);
-        // The one left out comes back when it is touched.
-        kunit_expect_eq!(nr_changed(&memory, 0..PMD_PAGES, 1)?, 0);
-        kunit_expect_eq!(device.nr_freed(), PMD_PAGES);
-        Ok(())
-    }
-
-    #[test]
     fn inverted_ranges_are_refused() -> Result {
         let memory = user_memory()?;
         kunit_expect_eq!(raw::setup(&memory, 1, 2), Ok(()));
@@ -441,8 +381,6 @@ mod tests {
 
     #[test]
     fn destinations_of_another_size_are_refused() -> Result {
-        const SYSTEM: u32 = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_SYSTEM;
-        const COMPOUND: u32 = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND;
         const SMALL: u32 = bindings::MIGRATE_PFN_VALID;
         const HUGE: u32 = SMALL | bindings::MIGRATE_PFN_COMPOUND;
 
@@ -458,60 +396,56 @@ mod tests {
             (PMD_PAGES, 0, HUGE),
         ] {
             for is_hole in [false, true] {
-                let device = Device::new(MemoryType::Private)?;
-                let memory = if is_hole {
-                    Some(huge_user_memory()?)
-                } else {
-                    filled_huge_page(&device)?
-                };
-                let Some(memory) = memory else {
-                    return Ok(());
-                };
-                let select = || Select::system().compound();
-                let before = collect(&memory, 0..nr_pages, select())?;
-
-                let folio = raw::init_folio(device.map(), order);
-                device.skip(PMD_PAGES);
-                let is_migrated =
-                    raw::migrate_first(&memory, nr_pages, SYSTEM | COMPOUND, folio, flags)?;
-                kunit_expect!(
-                    !is_migrated,
-                    "{nr_pages} pages to order {order}, flags {flags:#x}, hole: {is_hole}"
-                );
-                kunit_expect_eq!(device.nr_freed(), 1 << order);
-
-                // Nothing has changed, nor does anything stand against a migration.
-                let after = collect(&memory, 0..nr_pages, select())?;
-                kunit_expect_eq!(after[..], before[..]);
-                let nr_there = device.migrate_to_device(&memory, 0..nr_pages, true)?;
-                kunit_expect_eq!(nr_there, nr_pages);
-                if !is_hole {
-                    kunit_expect_eq!(nr_changed(&memory, 0..nr_pages, 1)?, 0);
-                }
+                for_each_type(|memory_type, device| {
+                    let memory = match is_hole {
+                        true => Some(huge_user_memory()?),
+                        false => filled_huge_page(&device)?,
+                    };
+                    let Some(memory) = memory else {
+                        return Ok(());
+                    };
+                    kunit_expect!(
+                        is_refused(&device, memory, nr_pages, order, flags, is_hole)?,
+                        "{nr_pages} pages to order {order}, flags {flags:#x}, hole: {is_hole}, \
+                         of type {memory_type:?}"
+                    );
+                    Ok(())
+                })?;
             }
         }
         Ok(())
     }
 
-    #[test]
-    fn a_huge_page_can_be_unmapped_while_it_is_evicted() -> Result {
-        let device = Device::new(MemoryType::Private)?;
-        let Some(mut memory) = filled_huge_page(&device)? else {
-            return Ok(());
-        };
-        device.migrate_to_device(&memory, 0..PMD_PAGES, true)?;
+    /// Migrates to a folio of some order and returns whether core mm refuses, without any other
+    /// effect.
+    fn is_refused(
+        device: &Device,
+        memory: UserMemory,
+        nr_pages: usize,
+        order: u32,
+        flags: u32,
+        is_hole: bool,
+    ) -> Result<bool> {
+        const SYSTEM: u32 = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_SYSTEM;
+        const COMPOUND: u32 = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND;
 
-        let mut buffer = MigrateBuffer::new(PMD_PAGES, GFP_KERNEL)?;
-        let pages = Collected::from_device(device.map(), 0..PMD_PAGES, &mut buffer)?;
-        kunit_expect!(pages.source(0).is_migrating());
-        memory.unmap(0..PMD_PAGES * PAGE_SIZE)?;
-        // Whoever evicts it still has a reference.
-        let page = RawPage::of_device(device.map(), 0);
-        kunit_expect_eq!(page.ref_count(), 1);
-        kunit_expect_eq!(device.nr_freed(), 0);
-        drop(pages);
-        kunit_expect_eq!(device.nr_freed(), PMD_PAGES);
-        Ok(())
+        let select = || Select::system().compound();
+        let before = collect(&memory, 0..nr_pages, select())?;
+
+        let folio = raw::init_folio(device.map(), order);
+        device.skip(PMD_PAGES);
+        let is_migrated = raw::migrate_first(&memory, nr_pages, SYSTEM | COMPOUND, folio, flags)?;
+        kunit_expect_eq!(device.nr_freed(), 1 << order);
+
+        // Nothing has changed, nor does anything stand against a migration.
+        let after = collect(&memory, 0..nr_pages, select())?;
+        kunit_expect_eq!(after[..], before[..]);
+        let nr_there = device.migrate_to_device(&memory, 0..nr_pages, true)?;
+        kunit_expect_eq!(nr_there, nr_pages);
+        if !is_hole {
+            kunit_expect_eq!(nr_changed(&memory, 0..nr_pages, 1)?, 0);
+        }
+        Ok(!is_migrated)
     }
 
     #[test]
@@ -578,7 +512,7 @@ mod tests {
                 _ => (Ok(()), Err(EFAULT)),
             };
             kunit_expect_eq!(
-                raw::memory_failure(&folio),
+                raw::memory_failure(RawPage::of(&folio)),
                 result,
                 "of type {memory_type:?}"
             );

@@ -47,14 +47,17 @@ mod tests {
     }
 
     #[test]
-    fn managed_generic_needs_a_struct_page_for_each_page() -> Result {
-        expect_rejected(
-            "with folio_free and vmemmap_shift",
-            Settings {
-                vmemmap_shift: 9,
-                ..Settings::managed(GENERIC)
-            },
-        )
+    fn managed_memory_needs_a_struct_page_for_each_page() -> Result {
+        for memory_type in [COHERENT, GENERIC] {
+            expect_rejected(
+                "with folio_free and vmemmap_shift",
+                Settings {
+                    vmemmap_shift: 9,
+                    ..Settings::managed(memory_type)
+                },
+            )?;
+        }
+        Ok(())
     }
 
     #[test]

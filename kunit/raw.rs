@@ -232,12 +232,18 @@ impl RawPageMap {
 
     /// Hands out a page, which must be free.
     pub(crate) fn init_folio(&self, index: usize) -> LockedFolio {
-        assert!(self.is_managed() && self.page(index).ref_count() == 0);
+        self.init_large_folio(index, 0)
+    }
+
+    /// Hands out pages, all of which must be free, as one folio.
+    pub(crate) fn init_large_folio(&self, index: usize, order: u32) -> LockedFolio {
+        assert!(self.is_managed() && index.is_multiple_of(1 << order));
+        assert!((index..index + (1 << order)).all(|index| self.page(index).ref_count() == 0));
         let folio = self.page(index).folio();
-        // SAFETY: The page is free, and the pagemap is alive. The folio has got a reference and is
-        // locked. Nothing is done with its contents.
+        // SAFETY: The pages are free, and the pagemap is alive. The folio has got a reference and
+        // is locked. Nothing is done with its contents.
         unsafe {
-            bindings::zone_device_folio_init(folio, self.state.pgmap.get(), 0);
+            bindings::zone_device_folio_init(folio, self.state.pgmap.get(), order);
             LockedFolio::from_raw(core::ptr::NonNull::new_unchecked(folio))
         }
     }
@@ -314,7 +320,8 @@ impl Drop for RawPageMap {
 ///
 /// # Invariants
 ///
-/// There is such a struct page for the duration of `'a`, which is a folio of its own, or free.
+/// There is such a struct page for the duration of `'a`. It is a folio of its own, or free, or
+/// part of a large folio; only what the last is asked for by [`RawPage::folio`] is garbage.
 #[derive(Clone, Copy)]
 pub(crate) struct RawPage<'a>(*mut bindings::page, PhantomData<&'a ()>);
 
@@ -384,6 +391,36 @@ impl<'a> RawPage<'a> {
         unsafe { (*self.0).flags.f & (1 << flag) != 0 }
     }
 
+    /// Whether it is part of a large folio, and not the first page of that.
+    pub(crate) fn is_tail(self) -> bool {
+        // SAFETY: By the type invariants there is such a page.
+        unsafe { (*self.0).__bindgen_anon_1.__bindgen_anon_3.compound_info & 1 != 0 }
+    }
+
+    /// Returns the address of the pagemap of a page that is not a tail.
+    pub(crate) fn pgmap(self) -> *const bindings::dev_pagemap {
+        assert!(!self.is_tail());
+        // SAFETY: By the type invariants there is such a page.
+        unsafe { bindings::page_pgmap(self.0) }
+    }
+
+    /// Returns what the driver has put into a page that is not a tail.
+    pub(crate) fn zone_device_data(self) -> usize {
+        assert!(!self.is_tail());
+        // SAFETY: By the type invariants there is such a page.
+        unsafe { (*self.0).__bindgen_anon_1.__bindgen_anon_4.zone_device_data as usize }
+    }
+
+    /// Puts something into a page that is not a tail, as drivers do.
+    pub(crate) fn set_zone_device_data(self, data: usize) {
+        assert!(!self.is_tail());
+        // SAFETY: By the type invariants there is such a page, of a device of the test's own.
+        unsafe {
+            (*self.0).__bindgen_anon_1.__bindgen_anon_4.zone_device_data =
+                core::ptr::without_provenance_mut(data)
+        };
+    }
+
     /// Returns the `mapping` field of the folio.
     pub(crate) fn mapping(self) -> usize {
         // SAFETY: By the type invariants there is such a page.
@@ -391,47 +428,50 @@ impl<'a> RawPage<'a> {
     }
 }
 
-/// A long-term pin, as RDMA takes them, of a page of user memory.
+/// Long-term pins, as RDMA takes them, of pages of user memory.
 ///
 /// # Invariants
 ///
-/// Owns a pin of `page`.
+/// Owns a pin of each of `pages`.
 pub(crate) struct LongTermPin {
-    page: *mut bindings::page,
+    pages: KVec<*mut bindings::page>,
 }
 
 impl LongTermPin {
-    /// Pins the first page, to write to it.
-    pub(crate) fn new(memory: &UserMemory) -> Result<Self> {
-        let mut page = core::ptr::null_mut();
-        // SAFETY: There is room for one page, and this is memory of the current thread.
+    /// Pins the first pages, to write to them.
+    pub(crate) fn new(memory: &UserMemory, nr_pages: usize) -> Result<Self> {
+        assert!(nr_pages > 0);
+        let mut pages = KVec::from_elem(core::ptr::null_mut(), nr_pages, GFP_KERNEL)?;
+        // SAFETY: There is room for the pages, and this is memory of the current thread.
         let result = unsafe {
             bindings::pin_user_pages_fast(
                 memory.range().start,
-                1,
+                nr_pages as c_int,
                 bindings::FOLL_WRITE | bindings::FOLL_LONGTERM,
-                &mut page,
+                pages.as_mut_ptr(),
             )
         };
         to_result(result)?;
-        if result != 1 {
-            return Err(EFAULT);
-        }
+        pages.truncate(result as usize);
         // INVARIANT: Just pinned.
-        Ok(Self { page })
+        let this = Self { pages };
+        match this.pages.len() == nr_pages {
+            true => Ok(this),
+            false => Err(EFAULT),
+        }
     }
 
-    /// Returns the page.
+    /// Returns the first page.
     pub(crate) fn page(&self) -> FolioPage<'_> {
         // SAFETY: By the type invariants the page stays, and a folio that is pinned is not split.
-        unsafe { FolioPage::from_pfn(bindings::page_to_pfn(self.page)) }
+        unsafe { FolioPage::from_pfn(bindings::page_to_pfn(self.pages[0])) }
     }
 }
 
 impl Drop for LongTermPin {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants the pin is ours.
-        unsafe { bindings::unpin_user_page(self.page) };
+        // SAFETY: By the type invariants the pins are ours.
+        unsafe { bindings::unpin_user_pages(self.pages.as_mut_ptr(), self.pages.len()) };
     }
 }
 
@@ -524,14 +564,14 @@ pub(crate) fn setup(memory: &UserMemory, start: usize, end: usize) -> Result {
     Ok(())
 }
 
-/// Hands out the first pages of private memory, which must be free, as a folio of an order that
+/// Hands out the first pages of a device, which must be free, as a folio of an order that
 /// [`PageMap::init_folio`] does not allow.
 pub(crate) fn init_folio<T: PageMapOps>(map: &PageMap<T>, order: u32) -> LockedFolio {
     let page = RawPage::of_device(map, 0);
-    assert!(page.is_device_private() && page.ref_count() == 0 && map.nr_pages() >= 1 << order);
+    assert!(page.ref_count() == 0 && map.nr_pages() >= 1 << order);
     let folio = page.folio();
     // SAFETY: The pages are free, and the pagemap is alive. The folio has got a reference and is
-    // locked. The CPU cannot access its contents.
+    // locked. Its contents are those that the memory has had before, which are no secret.
     unsafe {
         bindings::zone_device_folio_init(folio, bindings::page_pgmap(folio.cast()), order);
         LockedFolio::from_raw(core::ptr::NonNull::new_unchecked(folio))
@@ -622,11 +662,11 @@ pub(crate) fn set_broken(folio: &Folio) {
     unsafe { (*page).flags.f |= 1 << bindings::pageflags_PG_hwpoison };
 }
 
-/// Says that the memory of the page of a folio is broken, as a test of user space does.
+/// Says that the memory of a page of a device is broken, as a test of user space does.
 #[cfg(CONFIG_MEMORY_FAILURE)]
-pub(crate) fn memory_failure(folio: &Folio) -> Result {
+pub(crate) fn memory_failure(page: RawPage<'_>) -> Result {
     // SAFETY: This function can be called with any page frame number.
     to_result(unsafe {
-        bindings::memory_failure(folio.pfn(), bindings::mf_flags_MF_SW_SIMULATED as i32)
+        bindings::memory_failure(page.pfn(), bindings::mf_flags_MF_SW_SIMULATED as i32)
     })
 }
