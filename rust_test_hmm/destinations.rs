@@ -44,17 +44,13 @@ pub(crate) fn set_dst_on_device(
     index: usize,
     order: u32,
 ) -> Result<bool> {
-    let device = space.device();
-    if order > device.memory().memory_type().max_order() {
-        return Ok(false);
-    }
     let source = pages.source(head);
     let from = |page: usize| {
         source
             .page()
             .and_then(|first| first.folio().page(first.index() + index - head + page))
     };
-    let Ok(folio) = new_folio_on_device(device, space.owner(), order, from) else {
+    let Ok(folio) = new_folio_on_device(space.device(), space.owner(), order, from) else {
         return Ok(false);
     };
     pages.set_dst(index, folio)?;

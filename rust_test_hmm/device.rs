@@ -120,17 +120,19 @@ impl Device {
     ///
     /// Returns [`ENOMEM`] if there is none. Somebody else may be faster to take it.
     pub(crate) fn reserve(&self) -> Result {
-        let large = self.memory.memory_type().max_order() > 0;
-        if self.pool.has_room(WINDOW_PAGES, large) {
-            return Ok(());
-        }
-        // There is only so much special-purpose memory.
+        // There is only so much special-purpose memory. Small pages will do if no block is whole.
         if self.device_type.is_spm() {
-            return Err(ENOMEM);
+            return match self.pool.nr_free() >= WINDOW_PAGES {
+                true => Ok(()),
+                false => Err(ENOMEM),
+            };
+        }
+        if self.pool.has_room(WINDOW_PAGES) {
+            return Ok(());
         }
         let _resize = self.resize.lock();
         // Another thread may have been first to add a chunk.
-        if self.pool.has_room(WINDOW_PAGES, large) {
+        if self.pool.has_room(WINDOW_PAGES) {
             return Ok(());
         }
         let size = (MAX_CHUNK_PAGES * PAGE_SIZE) as u64;
@@ -150,7 +152,7 @@ impl Device {
             let pages = page..page + (1 << order);
             match map.init_folio(page, order) {
                 // There may have been no error yet when it was put into the pool.
-                Err(EHWPOISON) => self.pool.discard(number, pages),
+                Err(EHWPOISON) => self.pool.discard(number, pages, |page| map.is_broken(page)),
                 result => return result.inspect_err(|_| self.pool.put(number, pages)),
             }
         }

@@ -96,12 +96,10 @@ impl FreePages {
         }
     }
 
-    /// Does without pages that were taken.
-    pub(crate) fn discard(&mut self, pages: Range<usize>) {
-        self.nr_discarded += pages.len();
-        for page in pages {
-            self.discarded.set_bit(page);
-        }
+    /// Does without a page that was taken.
+    pub(crate) fn discard(&mut self, page: usize) {
+        self.nr_discarded += 1;
+        self.discarded.set_bit(page);
     }
 
     /// Returns the first page from `start` on that is in use.
@@ -206,7 +204,7 @@ mod tests {
         let mut pages = FreePages::new(BLOCK_PAGES)?;
         let first = pages.take(0).ok_or(ENOMEM)?;
         let second = pages.take(0).ok_or(ENOMEM)?;
-        pages.discard(first..first + 1);
+        pages.discard(first);
         assert_eq!(pages.nr_in_use(), 1);
         assert_eq!(pages.next_in_use(0), Some(second));
         pages.put(second..second + 1);

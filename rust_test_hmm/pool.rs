@@ -219,12 +219,19 @@ impl Pool {
         chunks.map(|chunk| chunk.free.nr_in_use()).sum()
     }
 
-    /// Returns whether there are `nr_pages` free pages, and, if `large`, a whole block.
-    pub(crate) fn has_room(&self, nr_pages: usize, large: bool) -> bool {
+    /// Returns the number of pages that are free.
+    pub(crate) fn nr_free(&self) -> usize {
+        let state = self.state.lock();
+        let chunks = state.chunks.iter().flatten();
+        chunks.map(|chunk| chunk.free.nr_free()).sum()
+    }
+
+    /// Returns whether there are `nr_pages` free pages, and a whole block.
+    pub(crate) fn has_room(&self, nr_pages: usize) -> bool {
         let state = self.state.lock();
         let chunks = || state.chunks.iter().flatten();
         chunks().map(|chunk| chunk.free.nr_free()).sum::<usize>() >= nr_pages
-            && (!large || chunks().any(|chunk| chunk.free.has_whole_block()))
+            && chunks().any(|chunk| chunk.free.has_whole_block())
     }
 
     /// Returns the page frame number of a page that is in use, if there is one.
@@ -287,16 +294,29 @@ impl Pool {
         drop(owner);
     }
 
-    /// Leaves the pages of a folio that could not be initialised out from now on.
+    /// Puts the pages of a folio that could not be initialised back, but for those that are broken,
+    /// which are left out from now on.
     ///
     /// They are of memory that the CPU can address, so nothing is behind them.
-    pub(crate) fn discard(&self, number: usize, pages: Range<usize>) {
+    pub(crate) fn discard(
+        &self,
+        number: usize,
+        pages: Range<usize>,
+        is_broken: impl Fn(usize) -> bool,
+    ) {
         let mut state = self.state.lock();
 
-        state.unlink(PageIndex::new(number, pages.start));
+        let owner = state.unlink(PageIndex::new(number, pages.start));
         if let Some(chunk) = state.chunks[number].as_mut() {
-            chunk.free.discard(pages);
+            for page in pages {
+                match is_broken(page) {
+                    true => chunk.free.discard(page),
+                    false => chunk.free.put(page..page + 1),
+                }
+            }
         }
+        drop(state);
+        drop(owner);
     }
 
     /// Returns the number of folios of an owner.
