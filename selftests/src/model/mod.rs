@@ -684,14 +684,15 @@ mod tests {
         let text = "to-device 0 0-512 0";
         assert_eq!(byte(private, HUGE, text, 0, 7), huge);
         assert_eq!(byte(private, HUGE, text, 1, 7), prot::ERROR);
-        let small = prot::DEV_GENERIC_LOCAL | prot::WRITE;
-        assert_eq!(byte(MemoryType::Generic, HUGE, text, 0, 7), small);
+        let generic = prot::DEV_GENERIC_LOCAL | prot::WRITE | prot::PMD;
+        assert_eq!(byte(MemoryType::Generic, HUGE, text, 0, 7), generic);
         // A part is unmapped.
         let text = "to-device 0 0-512 0, unmap 0 511-512 0";
         assert_eq!(byte(private, HUGE, text, 0, 7), huge & !prot::PMD);
-        // The CPU gets all of it back.
+        // The CPU gets all of it back, if it cannot use it where it is.
         let text = "to-device 0 0-512 0, cpu-read 0 3-4 0";
         assert_eq!(byte(private, HUGE, text, 0, 7), prot::WRITE | prot::PMD);
+        assert_eq!(byte(MemoryType::Generic, HUGE, text, 0, 7), generic);
         // What has only zeroes does not outlive the huge page.
         let text = "cpu-write 0 0-2 0, to-device 0 0-1 0";
         assert_eq!(byte(private, HUGE, text, 0, 1), prot::WRITE);

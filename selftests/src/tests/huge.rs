@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Huge pages. Private memory stays huge on the device; on other devices there are
-//! small pages for it.
+//! Huge pages, which stay huge on the device.
+
+use std::fs;
+use std::ops::Range;
+use std::process;
 
 use nix::errno::Errno;
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
 use super::support::{device_writes, ensure_device_reads, ensure_snapshot, migrate, migrate_back};
 use super::{Context, Test};
-use crate::failure::Result;
+use crate::failure::{Context as _, Result};
 use crate::memory::Mapping;
 use crate::pages::HUGE_PAGES;
 use crate::process::{Child, Gate};
@@ -29,6 +32,9 @@ pub const TESTS: &[Test] = &[
     test!(part_discarded),
     test!(part_protected),
     test!(part_moved),
+    test!(part_left_and_released),
+    test!(part_left_under_pressure),
+    test!(split_by_debugfs).only(&[MemoryType::Coherent, MemoryType::Generic]),
     test!(moved),
     test!(freed_lazily),
     test!(fail_alloc_to_device),
@@ -59,8 +65,8 @@ fn there_and_back(ctx: &mut Context) -> Result {
     ensure_device_reads(&device, &mapping, 0..ALL, 2)?;
 
     migrate_back(&device, mapping.all(), ctx.counts_of_huge(2, HUGE_PAGES))?;
-    let huge = if ctx.memory_type.is_cpu_accessible() { 0 } else { prot::PMD };
-    ensure_snapshot(&device, mapping.all(), prot::WRITE | huge)?;
+    ensure_snapshot(&device, mapping.all(), prot::WRITE | prot::PMD)?;
+    ensure_eq!(pagemap::huge_pages(mapping.all())?, ALL);
     mapping.check(0..ALL, 2)?;
     Ok(())
 }
@@ -100,7 +106,7 @@ fn cpu_access(ctx: &mut Context) -> Result {
     mapping.check(7..8, 1)?;
     let touched = match ctx.memory_type {
         MemoryType::Private => prot::WRITE | prot::PMD,
-        MemoryType::Coherent | MemoryType::Generic => ctx.local_write(),
+        MemoryType::Coherent | MemoryType::Generic => ctx.local_huge_write(),
     };
     ensure_snapshot(&device, mapping.pages(0..HUGE_PAGES), touched)?;
     ensure_snapshot(&device, mapping.pages(HUGE_PAGES..ALL), ctx.local_huge_write())?;
@@ -225,6 +231,76 @@ fn part_protected(ctx: &mut Context) -> Result {
     Ok(())
 }
 
+/// What a process has unmapped of a huge page does not keep device memory in use.
+fn part_left_and_released(ctx: &mut Context) -> Result {
+    const LEFT: Range<usize> = HUGE_PAGES - 1..ALL - 3;
+    let device = ctx.device(0)?;
+    let mut mapping = filled()?;
+    migrate(&device, &mapping, 0..ALL, 1)?;
+    mapping.munmap(0..LEFT.start)?;
+    mapping.madvise(LEFT.end..ALL, MmapAdvise::MADV_DONTNEED)?;
+    // Fails if any page of the device is in use afterwards.
+    device.release()?;
+    ensure_snapshot(&device, mapping.pages(LEFT), prot::WRITE)?;
+    mapping.check(LEFT, 1)?;
+    migrate(&device, &mapping, LEFT, 1)?;
+    ensure_snapshot(&device, mapping.pages(LEFT), ctx.local_write())?;
+    mapping.check(LEFT, 1)?;
+    Ok(())
+}
+
+/// Nobody splits huge pages of a device for what a process has unmapped of them, which would
+/// give no system memory back.
+fn part_left_under_pressure(ctx: &mut Context) -> Result {
+    const LEFT: Range<usize> = 1..HUGE_PAGES;
+    let device = ctx.device(0)?;
+    for generation in 1..4 {
+        let mut mapping = Mapping::huge(HUGE_PAGES)?;
+        mapping.fill(0..HUGE_PAGES, generation);
+        migrate(&device, &mapping, 0..HUGE_PAGES, generation)?;
+        mapping.munmap(0..LEFT.start)?;
+        let before = pagemap::entries(mapping.pages(LEFT))?;
+        shrink_slabs()?;
+        ensure_snapshot(&device, mapping.pages(LEFT), ctx.local_write())?;
+        ensure!(pagemap::entries(mapping.pages(LEFT))? == before, "pages have moved");
+        ensure_device_reads(&device, &mapping, LEFT, generation)?;
+        // The huge page is freed, and handed out again.
+    }
+    device.release()?;
+    Ok(())
+}
+
+/// Has all shrinkers run, that of the deferred split queue among them.
+fn shrink_slabs() -> Result {
+    const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
+    fs::write(DROP_CACHES, "2").context(DROP_CACHES)
+}
+
+/// A split leaves all pages on the device, also those of zeroes.
+fn split_by_debugfs(ctx: &mut Context) -> Result {
+    const SPLIT: &str = "/sys/kernel/debug/split_huge_pages";
+    let device = ctx.device(0)?;
+    let mapping = Mapping::huge(ALL)?;
+    mapping.fill(0..HUGE_PAGES, 1);
+    migrate(&device, &mapping, 0..HUGE_PAGES, 1)?;
+    migrate(&device, &mapping, HUGE_PAGES..ALL, 0)?;
+    ensure_snapshot(&device, mapping.all(), ctx.local_huge_write())?;
+    let start = mapping.all().addr;
+    let end = start + mapping.all().bytes();
+    fs::write(SPLIT, format!("{},{start:#x},{end:#x}", process::id())).context(SPLIT)?;
+    ensure_snapshot(&device, mapping.all(), ctx.local_write())?;
+    ensure_eq!(pagemap::huge_pages(mapping.all())?, 0);
+    mapping.check(0..HUGE_PAGES, 1)?;
+    mapping.check(HUGE_PAGES..ALL, 0)?;
+    mapping.fill(0..ALL, 2);
+    migrate_back(&device, mapping.pages(100..200), 100)?;
+    ensure_device_reads(&device, &mapping, 0..ALL, 2)?;
+    device.release()?;
+    ensure_snapshot(&device, mapping.all(), prot::WRITE)?;
+    mapping.check(0..ALL, 2)?;
+    Ok(())
+}
+
 fn part_moved(ctx: &mut Context) -> Result {
     let device = ctx.device(0)?;
     let mut mapping = filled()?;
@@ -301,21 +377,15 @@ fn fail_alloc_untouched(ctx: &mut Context) -> Result {
     Ok(())
 }
 
-/// A huge page comes back as small ones; where all are small already, one stays.
+/// A huge page comes back as small ones.
 fn fail_alloc_to_system(ctx: &mut Context) -> Result {
     let device = ctx.device(0)?;
     let mapping = filled()?;
     migrate(&device, &mapping, 0..ALL, 1)?;
     device.fail_next_allocation()?;
     let first = mapping.pages(0..HUGE_PAGES);
-    if ctx.memory_type == MemoryType::Private {
-        migrate_back(&device, first, HUGE_PAGES as u64)?;
-        ensure_snapshot(&device, first, prot::WRITE)?;
-    } else {
-        migrate_back(&device, first, HUGE_PAGES as u64 - 1)?;
-        ensure_snapshot(&device, mapping.pages(0..1), ctx.local_write())?;
-        ensure_snapshot(&device, mapping.pages(1..HUGE_PAGES), prot::WRITE)?;
-    }
+    migrate_back(&device, first, HUGE_PAGES as u64)?;
+    ensure_snapshot(&device, first, prot::WRITE)?;
     ensure_snapshot(&device, mapping.pages(HUGE_PAGES..ALL), ctx.local_huge_write())?;
     mapping.check(0..ALL, 1)?;
     Ok(())

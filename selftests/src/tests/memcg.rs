@@ -14,7 +14,7 @@ use crate::failure::{Context as _, Failure, Result};
 use crate::memory::Mapping;
 use crate::pages::{HUGE_PAGE_SIZE, HUGE_PAGES, PAGE_SIZE, Pages};
 use crate::process::Child;
-use crate::uapi::{self, Cmd, MemoryType, prot};
+use crate::uapi::{self, Cmd, prot};
 use crate::{ensure, ensure_eq, ensure_errno, test};
 
 /// The group's tests.
@@ -26,7 +26,7 @@ pub const TESTS: &[Test] = &[
     test!(stays_with_first_owner),
     test!(at_limit),
     test!(over_limit),
-    test!(huge_over_limit).only(&[MemoryType::Private]),
+    test!(huge_over_limit),
 ];
 
 const COUNT: usize = 8 * HUGE_PAGES;

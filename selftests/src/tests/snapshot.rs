@@ -94,7 +94,7 @@ fn huge_pages(ctx: &mut Context) -> Result {
 
     let on_other = match ctx.memory_type {
         MemoryType::Private => prot::ERROR,
-        cpu_accessible => cpu_accessible.remote(prot::WRITE),
+        cpu_accessible => cpu_accessible.remote(prot::WRITE) | prot::PMD,
     };
     for (device, fourth) in [(&device, ctx.local_huge_write()), (&other, on_other)] {
         ensure_snapshot(device, mapping.pages(huge(0)), prot::WRITE | prot::PMD)?;

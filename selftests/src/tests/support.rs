@@ -31,9 +31,10 @@ impl Context {
     }
 
     /// Snapshot byte of a page in a writable huge page that was migrated to the device
-    /// asked: private memory stays huge.
+    /// asked. Before large folios of memory that the CPU can use, only private memory stays huge.
     pub fn local_huge_write(&self) -> u8 {
-        self.local_write() | if self.memory_type.is_cpu_accessible() { 0 } else { prot::PMD }
+        let is_huge = !self.memory_type.is_cpu_accessible() || self.driver != Driver::UnpatchedC;
+        self.local_write() | if is_huge { prot::PMD } else { 0 }
     }
 
     /// What migrating `huge_pages` whole huge pages of this device's memory back counts,

@@ -33,7 +33,7 @@ impl Memory {
         let first = window.start;
         let whole = self.shape.has_huge_pages && self.is_whole_block(&window);
         match self.block(first) {
-            Block::Huge if self.is_private() && self.on_device(first).is_some() => return false,
+            Block::Huge if self.on_device(first).is_some() => return false,
             Block::Huge | Block::HugeZero if whole => {
                 self.migrate_huge_to_device(device, window);
                 return false;
@@ -104,15 +104,14 @@ impl Memory {
     /// Migrates a block that is one source: a huge page, the huge zero page or a hole.
     fn migrate_huge_to_device(&mut self, device: usize, block: Range<usize>) {
         let failed = std::mem::take(&mut self.fails[device]);
-        let huge = self.is_private() && !failed;
         for page in block.clone() {
             self.put_on_device(device, page);
         }
-        if huge {
-            self.make_huge_page(block);
-        } else {
+        if failed {
             self.set_block(block.start, Block::Table);
             self.make_small_pages(block);
+        } else {
+            self.make_huge_page(block);
         }
     }
 

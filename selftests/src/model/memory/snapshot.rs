@@ -31,7 +31,7 @@ impl Memory {
                     None => permission | huge,
                     Some((_, on)) if on == device => self.memory_type.local() | permission | huge,
                     Some(_) if self.is_private() && huge != 0 => prot::ERROR,
-                    Some(_) => self.memory_type.remote(permission),
+                    Some(_) => self.memory_type.remote(permission) | huge,
                 }
             }
         }

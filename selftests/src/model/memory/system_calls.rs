@@ -123,7 +123,10 @@ impl Memory {
         self.invalidate(range.clone());
         for part in self.by_block(range) {
             for page in part.clone() {
-                if !self.is_one_huge_page(&part) && self.on_device(page).is_none() {
+                // On a device, only what the CPU can use and a huge entry maps is split for it.
+                let is_left = self.on_device(page).is_some()
+                    && (self.is_private() || !self.is_mapped_huge(page));
+                if !self.is_one_huge_page(&part) && !is_left {
                     self.split_huge_page(page);
                 }
             }
