@@ -123,10 +123,7 @@ impl Memory {
         self.invalidate(range.clone());
         for part in self.by_block(range) {
             for page in part.clone() {
-                // On a device, only what the CPU can use and a huge entry maps is split for it.
-                let is_left = self.on_device(page).is_some()
-                    && (self.is_private() || !self.is_mapped_huge(page));
-                if !self.is_one_huge_page(&part) && !is_left {
+                if !self.is_one_huge_page(&part) && self.on_device(page).is_none() {
                     self.split_huge_page(page);
                 }
             }
