@@ -3,6 +3,7 @@
 //! heterogeneous memory management, for private, coherent and generic device
 //! memory.
 
+pub mod bench;
 pub mod cgroup;
 pub mod cli;
 pub mod device;
