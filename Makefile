@@ -25,6 +25,7 @@ needs-selftests := kernel vm program
 needs-defects := kernel vm program
 needs-bugs := kernel vm program dax
 needs-compare := kernel vm program dax
+needs-bench := kernel vm program
 needs-dax := kernel vm dax
 needs-cargo-test := tree cargo-test
 needs-check := check
@@ -61,7 +62,7 @@ seed = $(if $(SEED),--seed '$(SEED)')
 
 # An old verdict must not outlive a failure, not even one of what a target needs first.
 targets-with-results := run test test-long hmm-tests kselftest kunit selftests defects compare bugs dax \
-	check check-drivers cargo-test clippy rustdoc test-deps
+	check check-drivers cargo-test clippy rustdoc test-deps bench
 old-verdicts := $(patsubst %,build/results/%$(if $(KCONFIG),-$(KCONFIG))/summary.json, \
 	$(filter $(targets-with-results),$(MAKECMDGOALS)))
 ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),) # not for make -n
@@ -91,6 +92,8 @@ help:
 	@echo '                    BASE=measure boots the unpatched one, BASE=record records it'
 	@echo 'make bugs           tests of what the series fixes on both kernels: FILTER="parts of names"'
 	@echo 'make dax            device-dax and fs-dax do not change: DRIVERS=... FILTER="parts of names"'
+	@echo 'make bench          what operations of both drivers cost, compared with COMPARE=bench.json:'
+	@echo '                    TYPES=... UNIT=instructions|nanoseconds RECORD=yes'
 	@echo 'make kselftest      the kernel tree'"'"'s own way to run hmm-tests, on test_hmm built in as well'
 	@echo 'make bisect         the commit that changes what becomes of FILTER=test:'
 	@echo '                    DRIVER=test_hmm|test_hmm_rs TYPE=... RANGE=a..b ATTEMPTS=1'
@@ -119,7 +122,7 @@ kernel-base: tree
 debug-kernel: tree
 	@scripts/kernel debug
 
-.PHONY: vm hmm-tests compare bugs dax kunit selftests defects cargo-test kselftest bisect
+.PHONY: vm hmm-tests compare bugs dax kunit selftests defects cargo-test bench kselftest bisect
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
@@ -151,6 +154,11 @@ bugs: kernel $(if $(BASE),kernel-base)
 
 dax: kernel $(if $(BASE),kernel-base)
 	@scripts/dax.py $(base) $(if $(DRIVERS),--drivers '$(DRIVERS)') $(FILTER)
+
+# Compares with scripts/bench-record.json, which RECORD=yes writes.
+bench: kernel
+	@scripts/bench.py $(if $(TYPES),--types '$(TYPES)') $(if $(UNIT),--unit '$(UNIT)') \
+		$(if $(COMPARE),--compare '$(COMPARE)') $(if $(RECORD),--record)
 
 # test_hmm as a module, and built into a kernel of its own.
 kselftest: kernel
