@@ -10,10 +10,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::unistd::Pid;
 
 use crate::device::Devices;
-use crate::failure::{Failure, Result};
+use crate::failure::{Context, Failure, Result};
 use crate::memory::HUGE_PAGES;
 use crate::uapi::MemoryType;
 use buffer::PageSize;
@@ -79,6 +80,8 @@ fn run(options: &Options) -> Result {
     let Some([node, _]) = devices.nodes(memory_type) else {
         crate::fail!("no device nodes of type {memory_type}");
     };
+    // The program is not to be read from its file while something is measured.
+    mlockall(MlockAllFlags::MCL_CURRENT).context("mlockall")?;
     let meter = options
         .idle
         .map_or_else(|| Ok(Meter::default()), |pid| Meter::without(Pid::from_raw(pid)))?;
