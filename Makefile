@@ -46,6 +46,8 @@ features-rustdoc := kunit
 features-bugs := dax
 features-compare := dax
 features-dax := dax
+# As test-long has it, so that there is one record.
+features-bench := dax kunit
 features-test := dax kunit
 features-test-long := dax kunit
 FEATURES ?= $(sort $(foreach goal,$(MAKECMDGOALS),$(features-$(goal))))

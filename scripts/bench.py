@@ -3,8 +3,8 @@
 
 One boot for each memory type, in which each driver is measured before and after the
 other. Prints tables, also of how it grows, and what has changed since it was recorded.
-Fails when an operation costs over 2 % more than that, with the same compilers and by
-instructions, or when something that is measured fails.
+Fails when an operation costs over 2 % more than that, with the same compilers and features
+and by instructions, or when something that is measured fails.
 """
 
 import argparse

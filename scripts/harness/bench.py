@@ -79,9 +79,12 @@ def unit() -> str:
 
 
 def tools() -> dict[str, str]:
-    """What code depends on beside its source."""
-    config = "\n".join(environment.options(kernel_folder("series") / ".config") or [])
-    return dict(re.findall(r"^CONFIG_(CLANG_VERSION|RUSTC_VERSION)=(.*)$", config, re.MULTILINE))
+    """What the kernel's code depends on beside its source."""
+    folder = kernel_folder("series")
+    config = "\n".join(environment.options(folder / ".config") or [])
+    found = dict(re.findall(r"^CONFIG_(CLANG_VERSION|RUSTC_VERSION)=(.*)$", config, re.MULTILINE))
+    features = folder / "features"  # as scripts/kernel has them
+    return found | {"features": " ".join(features.read_text().split()) if features.exists() else ""}
 
 
 def commands(memory_type: str, counting: bool) -> str:
@@ -203,7 +206,7 @@ def compare(old: Measured, new: Measured, types: Iterable[str]) -> tuple[Run, st
 def why_not_comparable(old: Measured, new: Measured) -> list[str]:
     """Why more of it need not be a fault of the code."""
     reasons = [
-        f"{name} was {old.tools.get(name)}, and is {new.tools.get(name)}"
+        f"{name} was '{old.tools.get(name)}', and is '{new.tools.get(name)}'"
         for name in sorted({*old.tools, *new.tools})
         if old.tools.get(name) != new.tools.get(name)
     ]
