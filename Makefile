@@ -30,6 +30,7 @@ needs-dax := kernel vm dax
 needs-cargo-test := tree cargo-test
 needs-check := check
 needs-mbox := tree
+needs-plots := tree plots
 needs-check-drivers := sparse
 needs-clippy := lint
 needs-rustdoc := lint
@@ -96,6 +97,7 @@ help:
 	@echo 'make dax            device-dax and fs-dax do not change: DRIVERS=... FILTER="parts of names"'
 	@echo 'make bench          what operations of both drivers cost, compared with COMPARE=bench.json:'
 	@echo '                    TYPES=... UNIT=instructions|nanoseconds RECORD=yes'
+	@echo 'make plots          docs/bench-*.svg from scripts/bench-record.json'
 	@echo 'make kselftest      the kernel tree'"'"'s own way to run hmm-tests, on test_hmm built in as well'
 	@echo 'make bisect         the commit that changes what becomes of FILTER=test:'
 	@echo '                    DRIVER=test_hmm|test_hmm_rs TYPE=... RANGE=a..b ATTEMPTS=1'
@@ -172,7 +174,7 @@ bisect: tree
 		$(if $(RANGE),--range '$(RANGE)') $(if $(ATTEMPTS),--attempts '$(ATTEMPTS)') \
 		$(if $(FILTER),'$(FILTER)')
 
-.PHONY: check check-drivers clippy rustdoc export mbox
+.PHONY: check check-drivers clippy rustdoc export mbox plots
 check: tree
 	@scripts/check
 
@@ -187,6 +189,10 @@ export:
 
 mbox: tree
 	@scripts/groups.py mbox $(GROUP)
+
+# Of what RECORD=yes of bench wrote.
+plots: tree
+	@build/venv/bin/python3 scripts/plots.py
 
 .PHONY: estimate-run estimate-test
 estimate-run estimate-test:
