@@ -150,11 +150,11 @@ cargo-test: tree
 
 # Results of the unpatched kernel are from scripts/base-record.json, or it is built and
 # booted: BASE=measure compares it with the record, BASE=record makes the record.
-compare: kernel $(if $(BASE),kernel-base)
-	@scripts/compare.py $(base) $(seed)
+compare: $(kernel-target) $(if $(BASE),kernel-base)
+	@scripts/compare.py --kernel $(kernel-name) $(base) $(seed)
 
-bugs: kernel $(if $(BASE),kernel-base)
-	@scripts/bugs.py $(base) $(seed) $(FILTER)
+bugs: $(kernel-target) $(if $(BASE),kernel-base)
+	@scripts/bugs.py --kernel $(kernel-name) $(base) $(seed) $(FILTER)
 
 dax: kernel $(if $(BASE),kernel-base)
 	@scripts/dax.py $(base) $(if $(DRIVERS),--drivers '$(DRIVERS)') $(FILTER)
@@ -188,7 +188,7 @@ export:
 	@scripts/export
 
 mbox: tree
-	@scripts/groups.py mbox $(GROUP)
+	@scripts/groups.py mbox $(if $(GROUP),'$(GROUP)')
 
 # Of what RECORD=yes of bench wrote.
 plots: tree

@@ -7,16 +7,16 @@
 //! that may fault.
 
 use crate::{
-    file::{
-        first_window,
-        File,
-        WINDOW_PAGES, //
-    },
+    address_space::AddressSpace,
     memory_types::DeviceType,
-    migrate,
+    pool::Chunk,
     uapi::{
         prot,
         Cmd, //
+    },
+    windows::{
+        first_window,
+        WINDOW_PAGES, //
     }, //
 };
 use core::ops::Range;
@@ -66,23 +66,23 @@ fn user_slice(cmd: &Cmd, range: &Range<usize>) -> Result<UserSlice> {
 }
 
 /// Reads memory, faulting in what is not there.
-pub(crate) fn read(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
-    read_with(file, cmd, range, FaultMode::Locked)
+pub(crate) fn read(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>) -> Result {
+    read_with(space, cmd, range, FaultMode::Locked)
 }
 
 /// Reads memory. Fault handlers may drop the mmap lock.
-pub(crate) fn read_unlocked(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
-    read_with(file, cmd, range, FaultMode::Unlocked)
+pub(crate) fn read_unlocked(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>) -> Result {
+    read_with(space, cmd, range, FaultMode::Unlocked)
 }
 
-fn read_with(file: &File, cmd: &mut Cmd, range: Range<usize>, mode: FaultMode) -> Result {
+fn read_with(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>, mode: FaultMode) -> Result {
     let mut writer = user_slice(cmd, &range)?.writer();
     let mut buffer = buffer()?;
     let mut rest = range;
     while !rest.is_empty() {
-        let len = copy_from_pages(file, rest.clone(), &mut buffer, OnDevice::Any)?;
+        let len = copy_from_pages(space, rest.clone(), &mut buffer, OnDevice::Any)?;
         if len == 0 {
-            fault(file, rest.clone(), Access::Read, mode)?;
+            fault(space, rest.clone(), Access::Read, mode)?;
             cmd.faults += 1;
             continue;
         }
@@ -94,18 +94,19 @@ fn read_with(file: &File, cmd: &mut Cmd, range: Range<usize>, mode: FaultMode) -
 }
 
 /// Maps the beginning of a range.
-fn fault(file: &File, range: Range<usize>, access: Access, mode: FaultMode) -> Result {
+fn fault(space: &AddressSpace, range: Range<usize>, access: Access, mode: FaultMode) -> Result {
     let len = range.len().min(MAX_FAULT);
     let range = range.start..range.start + len;
-    file.mirror()
-        .fault(range, access, mode, file.device().memory())
+    space
+        .mirror()
+        .fault(range, access, mode, space.device().memory())
 }
 
 /// Reads memory that is mapped already, as a check of what the device can access.
 ///
 /// Returns [`ENOENT`] if a page is not.
 pub(crate) fn read_back(
-    file: &File,
+    space: &AddressSpace,
     cmd: &mut Cmd,
     range: Range<usize>,
     on_device: OnDevice,
@@ -114,7 +115,7 @@ pub(crate) fn read_back(
     let mut buffer = buffer()?;
     let mut rest = range;
     while !rest.is_empty() {
-        let len = copy_from_pages(file, rest.clone(), &mut buffer, on_device)?;
+        let len = copy_from_pages(space, rest.clone(), &mut buffer, on_device)?;
         if len == 0 {
             return Err(ENOENT);
         }
@@ -128,13 +129,13 @@ pub(crate) fn read_back(
 /// Copies from pages to `buffer`, as long as it has room and they are mapped. Returns the number
 /// of bytes.
 fn copy_from_pages(
-    file: &File,
+    space: &AddressSpace,
     range: Range<usize>,
     buffer: &mut [u8],
     on_device: OnDevice,
 ) -> Result<usize> {
-    let guard = file.mirror().lock();
-    let memory = file.device().memory();
+    let guard = space.mirror().lock();
+    let memory = space.device().memory();
     let mut len = 0;
     for (addr, data) in range
         .step_by(PAGE_SIZE)
@@ -147,7 +148,7 @@ fn copy_from_pages(
         if on_device == OnDevice::Required && memory.device_page(page).is_none() {
             break;
         }
-        match migrate::backing(memory, page) {
+        match Chunk::backing_of(memory, page) {
             Some(backing) => backing.page(0).ok_or(EFAULT)?.read(0, data)?,
             None => page.read(0, data)?,
         }
@@ -157,7 +158,7 @@ fn copy_from_pages(
 }
 
 /// Writes memory, faulting in what is not there or not writable.
-pub(crate) fn write(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
+pub(crate) fn write(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>) -> Result {
     let mut reader = user_slice(cmd, &range)?.reader();
     let mut buffer = buffer()?;
     let mut rest = range;
@@ -166,9 +167,9 @@ pub(crate) fn write(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
         reader.read_slice(&mut buffer[..len])?;
         let mut done = 0;
         while done < len {
-            let copied = copy_to_pages(file, rest.clone(), &buffer[done..len])?;
+            let copied = copy_to_pages(space, rest.clone(), &buffer[done..len])?;
             if copied == 0 {
-                fault(file, rest.clone(), Access::Write, FaultMode::Locked)?;
+                fault(space, rest.clone(), Access::Write, FaultMode::Locked)?;
                 cmd.faults += 1;
             }
             cmd.cpages += (copied / PAGE_SIZE) as u64;
@@ -181,15 +182,15 @@ pub(crate) fn write(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
 
 /// Copies from `buffer` to pages, as long as they are mapped writable. Returns the number of
 /// bytes.
-fn copy_to_pages(file: &File, range: Range<usize>, buffer: &[u8]) -> Result<usize> {
-    let guard = file.mirror().lock();
-    let memory = file.device().memory();
+fn copy_to_pages(space: &AddressSpace, range: Range<usize>, buffer: &[u8]) -> Result<usize> {
+    let guard = space.mirror().lock();
+    let memory = space.device().memory();
     let mut len = 0;
     for (addr, data) in range.step_by(PAGE_SIZE).zip(buffer.chunks_exact(PAGE_SIZE)) {
         let Some(mapping) = guard.get(addr).filter(Mapping::is_writable) else {
             break;
         };
-        match migrate::backing(memory, mapping.page()) {
+        match Chunk::backing_of(memory, mapping.page()) {
             Some(backing) => {
                 backing.write(0, 0, data)?;
                 mapping.mark_dirty()?;
@@ -204,19 +205,21 @@ fn copy_to_pages(file: &File, range: Range<usize>, buffer: &[u8]) -> Result<usiz
 /// Takes pages for the device alone, and reads them.
 ///
 /// Returns [`ENOENT`] if the CPU has taken one back meanwhile.
-pub(crate) fn exclusive(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
+pub(crate) fn exclusive(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>) -> Result {
     for addr in range.clone().step_by(PAGE_SIZE) {
-        file.mirror().make_exclusive(addr, file.device().memory())?;
+        space
+            .mirror()
+            .make_exclusive(addr, space.device().memory())?;
     }
-    read_back(file, cmd, range, OnDevice::Any)
+    read_back(space, cmd, range, OnDevice::Any)
 }
 
 /// Returns [`EPERM`] if the device has a page for itself, or [`EINTR`] on a fatal signal.
-pub(crate) fn check_exclusive(file: &File, range: Range<usize>) -> Result {
+pub(crate) fn check_exclusive(space: &AddressSpace, range: Range<usize>) -> Result {
     // Core mm has to wait for the lock to change anything, so it is not held all the time.
     let mut rest = range;
     while !kernel::current!().fatal_signal_pending() {
-        let mut table = file.mirror().lock();
+        let mut table = space.mirror().lock();
         let Some(start) = table.next_mapped(rest.clone()) else {
             return Ok(());
         };
@@ -230,7 +233,7 @@ pub(crate) fn check_exclusive(file: &File, range: Range<usize>) -> Result {
 }
 
 /// Tells the caller what the process has mapped, a byte for each page.
-pub(crate) fn snapshot(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Result {
+pub(crate) fn snapshot(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>) -> Result {
     let nr_pages = range.len() / PAGE_SIZE;
     let ptr = UserPtr::from_addr(usize::try_from(cmd.ptr)?);
     let mut writer = UserSlice::new(ptr, nr_pages).writer();
@@ -240,9 +243,10 @@ pub(crate) fn snapshot(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Resul
         let window = first_window(rest.clone());
         rest.start = window.end;
         let prots = &mut prots[..window.len() / PAGE_SIZE];
-        file.mirror()
-            .snapshot(window, file.device().memory(), |index, pfn| {
-                prots[index] = prot(file, pfn);
+        space
+            .mirror()
+            .snapshot(window, space.device().memory(), |index, pfn| {
+                prots[index] = prot(space, pfn);
             })?;
         writer.write_slice(prots)?;
         cmd.cpages += prots.len() as u64;
@@ -250,7 +254,7 @@ pub(crate) fn snapshot(file: &File, cmd: &mut Cmd, range: Range<usize>) -> Resul
     Ok(())
 }
 
-fn prot(file: &File, pfn: HmmPfn<'_>) -> u8 {
+fn prot(space: &AddressSpace, pfn: HmmPfn<'_>) -> u8 {
     if pfn.is_error() {
         return prot::ERROR;
     }
@@ -267,11 +271,11 @@ fn prot(file: &File, pfn: HmmPfn<'_>) -> u8 {
         PUD_ORDER => prot::PUD,
         _ => 0,
     };
-    where_page_is(file, page) | access | size
+    where_page_is(space, page) | access | size
 }
 
-fn where_page_is(file: &File, page: FolioPage<'_>) -> u8 {
-    let local = file.device().memory().device_page(page).is_some();
+fn where_page_is(space: &AddressSpace, page: FolioPage<'_>) -> u8 {
+    let local = space.device().memory().device_page(page).is_some();
     let folio = page.folio();
     if folio.is_device_private() {
         DeviceType::Private.prot(local)

@@ -3,15 +3,14 @@
 //! A device: a type of memory, and as much of it as there is.
 
 use crate::{
-    file::WINDOW_PAGES,
+    folio_list::MAX_CHUNK_PAGES,
     memory_types::DeviceType,
-    migrate,
     pool::{
         Chunk,
         Owner,
-        Pool,
-        MAX_CHUNK_PAGES, //
-    }, //
+        Pool, //
+    },
+    windows::WINDOW_PAGES, //
 };
 use core::ops::Range;
 use kernel::{
@@ -34,20 +33,8 @@ use kernel::{
     sync::{
         Arc,
         Mutex, //
-    },
-    time::{
-        delay::fsleep,
-        Delta, //
     }, //
 };
-
-/// How often and at which interval, in milliseconds, to try to evict all pages. Some may be locked
-/// or referenced for a moment only.
-const EVICT_TRIES: usize = 10;
-const EVICT_INTERVAL_MS: i64 = 20;
-
-/// The longest interval at which to try, and to say so, when the module is unloaded.
-const MAX_SHUT_DOWN_INTERVAL_SECS: i64 = 32;
 
 /// A test device.
 #[pin_data]
@@ -169,56 +156,11 @@ impl Device {
         }
     }
 
-    /// Evicts all pages to system memory.
-    ///
-    /// Returns [`EBUSY`] if some cannot be: somebody else has a reference on them, or there is no
-    /// memory for them; [`ENOMEM`]; [`EINTR`] on a fatal signal if `killable`.
-    fn evict(&self, killable: bool) -> Result {
-        let mut evictor = migrate::Evictor::new()?;
-        for tries in 0..EVICT_TRIES {
-            if tries > 0 {
-                fsleep(Delta::from_millis(EVICT_INTERVAL_MS));
-            }
-            evictor.evict_all(&self.pool, killable)?;
-            if self.pool.nr_in_use() == 0 {
-                return Ok(());
-            }
-        }
-        Err(EBUSY)
-    }
-
-    /// Evicts all pages to system memory, and gives up memory that can be had again.
-    ///
-    /// Returns the errors of [`Device::evict`].
-    pub(crate) fn release(&self) -> Result {
-        let result = self.evict(true);
-        if !self.device_type.is_spm() {
-            self.remove_unused_chunks();
-        }
-        result
-    }
-
-    fn remove_unused_chunks(&self) {
+    /// Removes the chunks of which no page is in use.
+    pub(crate) fn remove_unused_chunks(&self) {
         let _resize = self.resize.lock();
         while let Some(chunk) = self.pool.remove_unused() {
             drop(chunk);
         }
-    }
-
-    /// Evicts all pages, and removes the memory. Waits for as long as that takes.
-    pub(crate) fn shut_down(&self) {
-        let mut interval = 1;
-        while let Err(error) = self.evict(false) {
-            pr_warn!(
-                "{}: waiting for {} pages that cannot be evicted ({:?}), the first at PFN {:#x}\n",
-                self.name,
-                self.pool.nr_in_use(),
-                error,
-                self.pool.first_in_use().unwrap_or(0),
-            );
-            fsleep(Delta::from_secs(interval));
-            interval = (2 * interval).min(MAX_SHUT_DOWN_INTERVAL_SECS);
-        }
-        self.remove_unused_chunks();
     }
 }

@@ -6,26 +6,33 @@
 //! by its [`PageIndex`]. Pages are listed by the file that they were allocated for, so that
 //! closing it costs no more than it has pages. A page that cannot be evicted then stays behind: it
 //! keeps its [`Owner`], but not the file.
+//!
+//! What a [`Chunk`] does when core mm calls for it takes migration, and is not here.
 
 use crate::{
+    folio_list::{
+        Folios,
+        Links,
+        List,
+        PageIndex,
+        MAX_CHUNKS,
+        MAX_CHUNK_PAGES, //
+    },
     free_pages::{
         FreePages,
         BLOCK_PAGES, //
     },
     uapi, //
 };
-use core::{
-    num::NonZero,
-    ops::Range, //
-};
+use core::ops::Range;
 use kernel::{
     mm::{
-        folio::OwnedFolio,
+        folio::{
+            FolioPage,
+            OwnedFolio, //
+        },
         pgmap::{
-            Fault,
-            FaultError,
             PageMap,
-            PageMapOps,
             PageMapOwner, //
         }, //
     },
@@ -43,37 +50,12 @@ use kernel::{
     }, //
 };
 
-/// Number of pages of the largest chunk, 256 MB with pages of 4 KB.
-pub(crate) const MAX_CHUNK_PAGES: usize = 1 << 16;
-
 /// Number of a chunk, and index of a page within.
 type Position = (usize, usize);
-
-/// The most chunks that a device can have.
-const MAX_CHUNKS: usize = 64;
 
 /// How many pages' memory is taken out of the pool at a time, to be freed: few, as that is kept on
 /// the stack.
 const FREE_AT_A_TIME: usize = 32;
-
-/// A page of a device: number of the chunk, and index within, in pages.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct PageIndex(NonZero<u32>);
-
-impl PageIndex {
-    fn new(chunk: usize, page: usize) -> Self {
-        // Neither overflows nor is zero: there are no more than 64 chunks of 65536 pages.
-        Self(NonZero::<u32>::MIN.saturating_add((chunk * MAX_CHUNK_PAGES + page) as u32))
-    }
-
-    fn chunk(self) -> usize {
-        (self.0.get() as usize - 1) / MAX_CHUNK_PAGES
-    }
-
-    fn page(self) -> usize {
-        (self.0.get() as usize - 1) % MAX_CHUNK_PAGES
-    }
-}
 
 /// Whom pages were allocated for: an open file.
 ///
@@ -82,14 +64,6 @@ pub(crate) struct Owner {
     /// `HMM_DMIRROR_FLAG_*`
     flags: Atomic<u64>,
     folios: LockedBy<List, State>,
-}
-
-/// A list of folios by the index of their first page.
-#[derive(Clone, Copy, Default)]
-struct List {
-    first: Option<PageIndex>,
-    last: Option<PageIndex>,
-    len: usize,
 }
 
 impl Owner {
@@ -126,8 +100,7 @@ struct PageState {
     /// The following are those of the first page of a folio only.
     owner: Option<Arc<Owner>>,
     order: u32,
-    next: Option<PageIndex>,
-    prev: Option<PageIndex>,
+    links: Links,
 }
 
 struct ChunkState {
@@ -151,39 +124,28 @@ impl State {
 
     /// Adds a folio at the end of its owner's list.
     fn link(&mut self, owner: &Arc<Owner>, index: PageIndex, order: u32) {
-        let mut list = *owner.folios.access_mut(self);
         if let Some(page) = self.page(index) {
             page.owner = Some(owner.clone());
             page.order = order;
-            page.prev = list.last;
-            page.next = None;
         }
-        match list.last.and_then(|last| self.page(last)) {
-            Some(last) => last.next = Some(index),
-            None => list.first = Some(index),
-        }
-        list.last = Some(index);
-        list.len += 1;
+        let mut list = *owner.folios.access_mut(self);
+        list.push(self, index);
         *owner.folios.access_mut(self) = list;
     }
 
-    /// Removes a folio from its owner's list, and returns both.
+    /// Removes a folio from its owner's list, and returns the owner.
     fn unlink(&mut self, index: PageIndex) -> Option<Arc<Owner>> {
-        let page = self.page(index)?;
-        let owner = page.owner.take()?;
-        let (prev, next) = (page.prev.take(), page.next.take());
+        let owner = self.page(index)?.owner.take()?;
         let mut list = *owner.folios.access_mut(self);
-        match prev.and_then(|prev| self.page(prev)) {
-            Some(prev) => prev.next = next,
-            None => list.first = next,
-        }
-        match next.and_then(|next| self.page(next)) {
-            Some(next) => next.prev = prev,
-            None => list.last = prev,
-        }
-        list.len -= 1;
+        list.remove(self, index);
         *owner.folios.access_mut(self) = list;
         Some(owner)
+    }
+}
+
+impl Folios for State {
+    fn links(&mut self, index: PageIndex) -> Option<&mut Links> {
+        self.page(index).map(|page| &mut page.links)
     }
 }
 
@@ -337,23 +299,9 @@ impl Pool {
         }
     }
 
-    /// Lists what was split off a folio for the owner of the rest.
-    fn split(&self, number: usize, head: usize, pages: Range<usize>) {
-        let mut state = self.state.lock();
-        let Some(page) = state.page(PageIndex::new(number, head)) else {
-            return;
-        };
-        // The first call says how much is left of the folio.
-        page.order = page.order.min((pages.start - head).trailing_zeros());
-        if let Some(owner) = page.owner.clone() {
-            let index = PageIndex::new(number, pages.start);
-            state.link(&owner, index, pages.len().trailing_zeros());
-        }
-    }
-
     /// Returns the number of folios of an owner.
     pub(crate) fn nr_folios(&self, owner: &Owner) -> usize {
-        owner.folios.access_mut(&mut self.state.lock()).len
+        owner.folios.access_mut(&mut self.state.lock()).len()
     }
 
     /// Lists pages of up to `max` folios of an owner, no more than a block, all of one chunk.
@@ -371,7 +319,7 @@ impl Pool {
         let mut map = None;
         let mut nr_folios = 0;
         while nr_folios < max {
-            let Some(index) = owner.folios.access_mut(&mut state).first else {
+            let Some(index) = owner.folios.access_mut(&mut state).first() else {
                 break;
             };
             let order = state.page(index)?.order;
@@ -450,8 +398,28 @@ impl Chunk {
         self.number
     }
 
+    /// Puts the pages of a folio that is free back into the pool.
+    pub(crate) fn put(&self, pages: Range<usize>) {
+        self.pool.put(self.number, pages);
+    }
+
+    /// Lists what was split off a folio, of which `head` is the first page, for the owner of the
+    /// rest.
+    pub(crate) fn split(&self, head: usize, pages: Range<usize>) {
+        let mut state = self.pool.state.lock();
+        let Some(page) = state.page(PageIndex::new(self.number, head)) else {
+            return;
+        };
+        // The first call says how much is left of the folio.
+        page.order = page.order.min((pages.start - head).trailing_zeros());
+        if let Some(owner) = page.owner.clone() {
+            let index = PageIndex::new(self.number, pages.start);
+            state.link(&owner, index, pages.len().trailing_zeros());
+        }
+    }
+
     /// Returns the memory of a device-private page in use.
-    pub(crate) fn backing(&self, page: usize) -> Option<OwnedFolio> {
+    fn backing(&self, page: usize) -> Option<OwnedFolio> {
         let mut state = self.pool.state.lock();
         state
             .page(PageIndex::new(self.number, page))?
@@ -459,24 +427,18 @@ impl Chunk {
             .clone()
     }
 
+    /// Returns the memory of a page if it is device-private memory of the given owner.
+    pub(crate) fn backing_of(
+        memory: &PageMapOwner<Self>,
+        page: FolioPage<'_>,
+    ) -> Option<OwnedFolio> {
+        let page = memory.device_page(page)?;
+        page.map().data().backing(page.index())
+    }
+
     /// Returns whom the folio of which `page` is the first was allocated for.
     pub(crate) fn owner(&self, page: usize) -> Option<Arc<Owner>> {
         let mut state = self.pool.state.lock();
         state.page(PageIndex::new(self.number, page))?.owner.clone()
-    }
-}
-
-#[vtable]
-impl PageMapOps for Chunk {
-    fn folio_free(&self, pages: Range<usize>) {
-        self.pool.put(self.number, pages);
-    }
-
-    fn migrate_to_ram(&self, fault: &mut Fault<'_>) -> Result<(), FaultError> {
-        crate::migrate::fault(self, fault)
-    }
-
-    fn folio_split(&self, head: usize, pages: Range<usize>) {
-        self.pool.split(self.number, head, pages);
     }
 }

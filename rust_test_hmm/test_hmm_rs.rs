@@ -25,16 +25,31 @@ use kernel::{
     sync::Arc, //
 };
 
-mod access;
-mod device;
-mod file;
-mod free_pages;
+// In layers: a file uses only what is above it here, or in its own layer without a ring.
+
+// Constants and the ABI.
 mod memory_types;
-mod migrate;
 mod params;
+mod uapi;
+mod windows;
+
+// Memory of a device: its chunks, which of their pages are free, and who has the others.
+mod device;
+mod folio_list;
+mod free_pages;
 mod pool;
 mod spm;
-mod uapi;
+
+// What is done with it: migration and access.
+mod access;
+mod address_space;
+mod callbacks;
+mod destinations;
+mod evict;
+mod migrate;
+
+// Open files.
+mod file;
 
 module! {
     type: TestHmm,
@@ -150,7 +165,7 @@ impl Drop for Devices {
     fn drop(&mut self) {
         // Core mm must not call into this module when it is gone.
         for device in &self.0 {
-            device.shut_down();
+            evict::shut_down(device);
         }
     }
 }

@@ -138,15 +138,18 @@ mod tests {
 
     #[test]
     fn ranges() {
-        assert_eq!(range(0x1000, 2), Ok(0x1000..0x3000));
-        assert_eq!(range(0, 1), Ok(0..0x1000));
+        const SIZE: u64 = PAGE_SIZE as u64;
+        const LAST_PAGE: u64 = u64::MAX - (SIZE - 1);
+
+        assert_eq!(range(SIZE, 2), Ok(PAGE_SIZE..3 * PAGE_SIZE));
+        assert_eq!(range(0, 1), Ok(0..PAGE_SIZE));
         // Empty, not aligned.
-        assert!(range(0x1000, 0).is_err());
-        assert!(range(0x1001, 1).is_err());
+        assert!(range(SIZE, 0).is_err());
+        assert!(range(SIZE + 1, 1).is_err());
         // The size wraps, to one page; the end wraps.
-        assert!(range(0x1000, (1 << 52) + 1).is_err());
-        assert!(range(u64::MAX - 0xfff, 1).is_err());
-        assert!(range(u64::MAX - 0x1fff, 2).is_err());
-        assert!(range(u64::MAX - 0x1fff, 1).is_ok());
+        assert!(range(SIZE, u64::MAX / SIZE + 2).is_err());
+        assert!(range(LAST_PAGE, 1).is_err());
+        assert!(range(LAST_PAGE - SIZE, 2).is_err());
+        assert!(range(LAST_PAGE - SIZE, 1).is_ok());
     }
 }

@@ -15,18 +15,20 @@ from harness.results import Report
 
 def main() -> Report:
     parser = argparse.ArgumentParser(description=__doc__)
+    options.add_kernel(parser)
     options.add_base(parser)
     options.add_seed(parser)
     parser.add_argument("filter", nargs="*", help="a part of the tests' names")
     args = parser.parse_args()
-    with target.reporting("bugs", bugs.FOLDER, args.seed) as report:
+    folder = bugs.folder(args.kernel)
+    with target.reporting("bugs", folder, args.seed) as report:
         chosen = [
             bug for bug in bugs.BUGS if not args.filter or any(part in bug.test for part in args.filter)
         ]
         if not chosen:
             raise MachineError("no test matches")
-        report.runs, table, report.warnings = bugs.run(chosen, args.base, args.seed)
-    tables.save(table, bugs.FOLDER)
+        report.runs, table, report.warnings = bugs.run(args.kernel, chosen, args.base, args.seed)
+    tables.save(table, folder)
     tables.print_failures(run for run in report.runs if run.decides)
     return report
 

@@ -71,9 +71,9 @@ def base_runs(mode: Mode, report: Report, folder: Path) -> list[Run]:
     return runs
 
 
-def comparison(before: Sequence[Run], patched: Sequence[Run]) -> Run:
+def comparison(kernel: str, before: Sequence[Run], patched: Sequence[Run]) -> Run:
     """A test for each of base's, which fails when the patched kernel does worse."""
-    found = Run("comparison with base", "series", derived=True)
+    found = Run("comparison with base", kernel, derived=True)
     for old in before:
         after = [run for run in patched if (run.source, run.memory_type) == ("base", old.memory_type)]
         for test in old.tests:
@@ -108,10 +108,11 @@ def record(runs: Sequence[Run]) -> None:
 
 def main() -> Report:
     parser = argparse.ArgumentParser(description=__doc__)
+    options.add_kernel(parser)
     options.add_base(parser)
     options.add_seed(parser)
     args = parser.parse_args()
-    folder = target.default_folder(TARGET)
+    folder = target.default_folder(TARGET, args.kernel)
 
     with target.reporting(TARGET, folder, args.seed) as report:
         for source in hmm_tests.TYPES:
@@ -124,20 +125,20 @@ def main() -> Report:
             run
             for driver in guest.DRIVERS
             for source in ("base", "series")
-            for run in plan("series", source, driver)
+            for run in plan(args.kernel, source, driver)
         ]
         report.runs += patched
         vm.in_parallel(lambda run: run_patched(run, folder, args.base), patched)
-        report.runs.append(comparison(before, patched))
+        report.runs.append(comparison(args.kernel, before, patched))
         if args.base == Mode.MEASURE:
             report.runs.append(base_record.compare(SUITE, before, "memory_type"))
         columns = ("kernel", "source", "driver", "memory_type")
         tables.save(tables.table(before + patched, columns, tables.hmm_test_name), folder)
         tables.print_failures(run for run in report.runs if run.decides)
-        bug_runs, table, warnings = bugs.run(bugs.BUGS, args.base, args.seed)
+        bug_runs, table, warnings = bugs.run(args.kernel, bugs.BUGS, args.base, args.seed)
         report.runs += bug_runs
         report.warnings += warnings
-        tables.save(table, bugs.FOLDER)
+        tables.save(table, bugs.folder(args.kernel))
         tables.print_failures(run for run in bug_runs if run.decides)
     return report
 

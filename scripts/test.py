@@ -39,7 +39,7 @@ LONG_PARTS = (
     # On any machine, what is recorded.
     "bench UNIT=instructions",
     "kunit KCONFIG=debug",
-    "hmm-tests KCONFIG=debug",
+    "compare KCONFIG=debug",
     "selftests KCONFIG=debug",
     "clippy",
     "rustdoc",

@@ -7,15 +7,15 @@ The unpatched kernel gets a VM for each test that crashes or hangs it.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from harness import base_record, dax, environment, hmm_tests, selftests, vm
+from harness import base_record, dax, environment, hmm_tests, selftests, target, vm
 from harness.base_record import Mode
 from harness.errors import MachineError
 from harness.guest import C_DRIVER
-from harness.paths import LINUX, RESULTS
+from harness.paths import LINUX
 from harness.results import Outcome, Run, Test
 
-FOLDER = RESULTS / "bugs"
 TIMEOUT = 60  # seconds for a VM of one test on the unpatched kernel
 ATTEMPTS = 5  # on the unpatched kernel: some bugs are races
 # A crash ends the VM at once, and hangs nothing.
@@ -230,20 +230,24 @@ BUGS = [
 ]
 
 
+def folder(kernel: str) -> Path:
+    return target.default_folder("bugs", kernel)
+
+
 def run_vm(kernel: str, name: str, bugs: Sequence[Bug], timeout: float, seed: int) -> Run:
     """Boots a VM for the tests of bugs of one suite and memory type."""
     suite, memory_type = bugs[0].suite, bugs[0].type
     tests = list(dict.fromkeys(bug.test for bug in bugs))
-    folder = FOLDER / name
+    results = folder(kernel) / name
     if suite == "hmm-tests":
         run = Run("series", kernel, DRIVER, memory_type)
-        hmm_tests.run_tests(run, folder, only=tests, timeout=timeout, options=OPTIONS)
+        hmm_tests.run_tests(run, results, only=tests, timeout=timeout, options=OPTIONS)
     elif suite == "hmm-selftests":
         run = Run(selftests.SOURCE, kernel, DRIVER, memory_type)
-        selftests.run_tests(run, folder, tests, timeout, seed, OPTIONS)
+        selftests.run_tests(run, results, tests, timeout, seed, OPTIONS)
     else:
         run = dax.new_run(kernel, memory_type)
-        dax.run_tests(run, tests, folder)
+        dax.run_tests(run, tests, results)
     # Neither kernel's run is what decides: what they make of a bug does.
     run.decides = False
     return run
@@ -353,7 +357,7 @@ def table(
     )
 
 
-def run(bugs: Sequence[Bug], mode: Mode, seed: int) -> tuple[list[Run], str, list[str]]:
+def run(kernel: str, bugs: Sequence[Bug], mode: Mode, seed: int) -> tuple[list[Run], str, list[str]]:
     """Runs all. Returns the runs, the last of which say whether each test did what it
     should, the table, and warnings."""
     check_subjects(bugs)
@@ -365,9 +369,9 @@ def run(bugs: Sequence[Bug], mode: Mode, seed: int) -> tuple[list[Run], str, lis
         build()
         base, runs = measure_base(bugs, seed)
     build()
-    patched, more = run_kernel("series", bugs, selftests.TIMEOUT, seed, shares_vm=lambda _: True)
+    patched, more = run_kernel(kernel, bugs, selftests.TIMEOUT, seed, shares_vm=lambda _: True)
     runs += more
-    judged = Run("bugs", "series", derived=True)
+    judged = Run("bugs", kernel, derived=True)
     for bug in bugs:
         wrong = judge(bug, base[bug], patched[bug])
         judged.tests.append(Test(bug.name, Outcome.FAIL if wrong else Outcome.PASS, 0, wrong))

@@ -16,11 +16,11 @@ use crate::device::{Devices, Driver};
 use crate::junit;
 use crate::kernel_log::KernelLog;
 use crate::ktap::Ktap;
-use crate::memory::PAGE_SIZE;
+use crate::pages::PAGE_SIZE;
 use crate::results::{Outcome, Suite, TestRun};
 use crate::runner::{self, Finished};
 use crate::selection::{self, Filter, Selected, Selection};
-use crate::tests::{Context, GROUPS, random};
+use crate::tests::{Context, GROUPS, defects, random};
 use crate::uapi::MemoryType;
 
 /// Exit status when a test failed.
@@ -175,7 +175,7 @@ fn run(options: &Options) -> Result<u8, String> {
     if options.selection().tests(true).len() > tests.len() {
         notes.push(format!(
             "not run, for they crash this driver's kernel: group {}",
-            selection::DEFECTS
+            defects::GROUP
         ));
     }
     let suites = run_suites(options, &devices, &tests, seed, &notes).map_err(|e| e.to_string())?;

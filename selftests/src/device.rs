@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::memory::{PAGE_SIZE, Pages};
+use crate::pages::{PAGE_SIZE, Pages};
 use crate::uapi::{self, Cmd, MemoryType};
 
 const NODE_PREFIX: &str = "hmm_dmirror";

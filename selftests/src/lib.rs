@@ -3,26 +3,40 @@
 //! heterogeneous memory management, for private, coherent and generic device
 //! memory.
 
-pub mod bench;
-pub mod cgroup;
-pub mod cli;
-pub mod device;
+// In layers: a module uses only what is above it here, or in its own layer without a ring.
+
+// How tests fail, and what they are about: pages, their contents, the drivers' interface.
 pub mod failure;
+pub mod pages;
+pub mod pattern;
+pub mod uapi;
+
+// What tests use of the system.
+pub mod cgroup;
+pub mod device;
 pub mod hugetlb;
+pub mod memory;
+pub mod pagemap;
+pub mod pins;
+pub mod process;
+pub mod settings;
+pub mod userfault;
+pub mod vfio;
+
+// What is to be expected.
+pub mod model;
+
+// The tests.
+pub mod tests;
+
+// How they are chosen, run and reported.
+pub mod cli;
 pub mod junit;
 pub mod kernel_log;
 pub mod ktap;
-pub mod memory;
-pub mod model;
-pub mod pagemap;
-pub mod pattern;
-pub mod pins;
-pub mod process;
 pub mod results;
 pub mod runner;
 pub mod selection;
-pub mod settings;
-pub mod tests;
-pub mod uapi;
-pub mod userfault;
-pub mod vfio;
+
+// What operations cost.
+pub mod bench;

@@ -8,48 +8,19 @@ use std::ptr::NonNull;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::mman::{
-    MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mprotect,
-    mremap, munlock, munmap,
-};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, mmap, mmap_anonymous, munmap};
 
-use crate::pattern::{self, Mismatch};
+use crate::pages::{HUGE_PAGE_SIZE, HUGE_PAGES, PAGE_SIZE, Pages};
 
-/// Bytes of a page.
-pub const PAGE_SIZE: usize = 4096;
-/// Pages of a huge page, which a PMD maps.
-pub const HUGE_PAGES: usize = 512;
-/// Bytes of a huge page.
-pub const HUGE_PAGE_SIZE: usize = HUGE_PAGES * PAGE_SIZE;
+mod contents;
+mod pieces;
+mod system_calls;
 
 /// Address of what is mapped apart.
 const APART: usize = 1 << 44;
 
 const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
 const PRIVATE: MapFlags = MapFlags::MAP_PRIVATE;
-const WORDS: usize = PAGE_SIZE / size_of::<u64>();
-
-/// A range of the address space; nothing needs to be mapped there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pages {
-    /// Address of the first page.
-    pub addr: usize,
-    /// Number of pages.
-    pub count: usize,
-}
-
-impl Pages {
-    /// Size in bytes.
-    pub fn bytes(self) -> usize {
-        self.count * PAGE_SIZE
-    }
-
-    /// Some pages of these, numbered from 0.
-    pub fn part(self, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.count, "{range:?} of {self:?}");
-        Self { addr: self.addr + range.start * PAGE_SIZE, count: range.len() }
-    }
-}
 
 /// An owned mapping; pages are numbered from 0.
 ///
@@ -206,111 +177,10 @@ impl Mapping {
         self.mapped.iter().any(|piece| piece.start <= range.start && range.end <= piece.end)
     }
 
-    fn word_at(&self, page: usize, index: usize) -> *mut u64 {
-        assert!(index < WORDS);
-        assert!(self.is_mapped(&(page..page + 1)), "page {page} is not mapped");
-        let addr = self.addr + page * PAGE_SIZE + index * size_of::<u64>();
-        std::ptr::with_exposed_provenance_mut(addr)
-    }
-
-    /// Reads word `index` (of 512) of a page.
-    pub fn read(&self, page: usize, index: usize) -> u64 {
-        // SAFETY: Aligned, in a piece of the address space that is ours, and without
-        // any reference to it. Where the protection forbids it, the CPU faults.
-        unsafe { self.word_at(page, index).read_volatile() }
-    }
-
-    /// Writes word `index` (of 512) of a page.
-    pub fn write(&self, page: usize, index: usize, word: u64) {
-        // SAFETY: As in `read`.
-        unsafe { self.word_at(page, index).write_volatile(word) }
-    }
-
-    /// Copies pages out.
-    pub fn contents(&self, range: Range<usize>) -> Vec<u8> {
-        range
-            .flat_map(|page| (0..WORDS).map(move |index| (page, index)))
-            .flat_map(|(page, index)| self.read(page, index).to_ne_bytes())
-            .collect()
-    }
-
-    /// Reads one word of each page, to fault it in.
-    pub fn touch(&self, range: Range<usize>) {
-        for page in range {
-            self.read(page, 0);
-        }
-    }
-
-    /// Writes the pattern of `generation`, see [`pattern`].
-    pub fn fill(&self, range: Range<usize>, generation: u32) {
-        for page in range {
-            for index in 0..WORDS {
-                let word = pattern::word(self.first_page + page, generation, index);
-                self.write(page, index, word);
-            }
-        }
-    }
-
-    /// Checks that the CPU sees the pattern of `generation`; 0: all zeroes.
-    pub fn check(&self, range: Range<usize>, generation: u32) -> Result<(), Mismatch> {
-        for page in range {
-            for index in 0..WORDS {
-                let found = self.read(page, index);
-                pattern::check_word(self.first_page + page, generation, index, found)?;
-            }
-        }
-        Ok(())
-    }
-
     fn pointer(&self, range: &Range<usize>) -> NonNull<std::ffi::c_void> {
         assert!(self.is_mapped(range) && !range.is_empty(), "{range:?} is not all mapped");
         let addr = self.addr + range.start * PAGE_SIZE;
         NonNull::new(std::ptr::with_exposed_provenance_mut(addr)).expect("not at 0")
-    }
-
-    /// mprotect(2) of some pages.
-    pub fn mprotect(&self, range: Range<usize>, prot: ProtFlags) -> Result<(), Errno> {
-        // SAFETY: The range is ours, and there are no references to it.
-        unsafe { mprotect(self.pointer(&range), range.len() * PAGE_SIZE, prot) }
-    }
-
-    /// madvise(2) of some pages.
-    pub fn madvise(&self, range: Range<usize>, advice: MmapAdvise) -> Result<(), Errno> {
-        // SAFETY: The range is ours, and there are no references to it.
-        unsafe { madvise(self.pointer(&range), range.len() * PAGE_SIZE, advice) }
-    }
-
-    /// `MADV_COLLAPSE` of some pages: makes huge ones of them.
-    pub fn collapse(&self, range: Range<usize>) -> Result<(), Errno> {
-        let (addr, len) = (self.pointer(&range), range.len() * PAGE_SIZE);
-        // SAFETY: The range is ours, and its contents stay.
-        Errno::result(unsafe { libc::madvise(addr.as_ptr(), len, libc::MADV_COLLAPSE) }).map(drop)
-    }
-
-    /// mlock(2) of some pages.
-    pub fn mlock(&self, range: Range<usize>) -> Result<(), Errno> {
-        // SAFETY: The range is ours; locking changes nothing of its contents.
-        unsafe { mlock(self.pointer(&range), range.len() * PAGE_SIZE) }
-    }
-
-    /// munlock(2) of some pages.
-    pub fn munlock(&self, range: Range<usize>) -> Result<(), Errno> {
-        // SAFETY: The range is ours; unlocking changes nothing of its contents.
-        unsafe { munlock(self.pointer(&range), range.len() * PAGE_SIZE) }
-    }
-
-    /// Replaces some pages by the first ones of a file. `flags`: see [`Mapping::file`].
-    pub fn map_file(
-        &self,
-        range: Range<usize>,
-        file: impl AsFd,
-        flags: MapFlags,
-    ) -> Result<(), Errno> {
-        let addr = self.pointer(&range).addr();
-        let len = NonZeroUsize::new(range.len() * PAGE_SIZE).expect("not empty");
-        // SAFETY: The range is ours, and there are no references to it.
-        unsafe { mmap(Some(addr), len, READ_WRITE, flags | MapFlags::MAP_FIXED, file, 0)? };
-        Ok(())
     }
 
     fn map_over(&self, range: &Range<usize>) -> Result<(), Errno> {
@@ -321,96 +191,6 @@ impl Mapping {
         unsafe { mmap_anonymous(Some(addr), len, READ_WRITE, PRIVATE | MapFlags::MAP_FIXED)? };
         Ok(())
     }
-
-    /// Maps fresh anonymous memory, also where some was unmapped. Only for mappings that
-    /// are [`apart`](Self::apart).
-    pub fn map_again(&mut self, range: Range<usize>) -> Result<(), Errno> {
-        assert!(self.reserved.start == APART && range.end <= self.count);
-        self.map_over(&range)?;
-        self.mapped = with(&self.mapped, &range);
-        Ok(())
-    }
-
-    /// mremap(2) to page `to` and the following, of a mapping that is
-    /// [`apart`](Self::apart). What is there is unmapped.
-    pub fn move_within(&mut self, range: Range<usize>, to: usize) -> Result<(), Errno> {
-        let target = to..to + range.len();
-        assert!(self.reserved.start == APART && target.end <= self.count);
-        let new = std::ptr::with_exposed_provenance_mut(self.addr + to * PAGE_SIZE);
-        let new = NonNull::new(new).expect("not at 0");
-        let len = range.len() * PAGE_SIZE;
-        let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
-        // SAFETY: As in `map_over`, for both ranges.
-        unsafe { mremap(self.pointer(&range), len, len, flags, Some(new))? };
-        self.forget(&range);
-        self.mapped = with(&self.mapped, &target);
-        Ok(())
-    }
-
-    /// munmap(2) of some pages. Whatever the process maps next may be placed there.
-    pub fn munmap(&mut self, range: Range<usize>) -> Result<(), Errno> {
-        // SAFETY: The range is ours, and there are no references to it.
-        unsafe { munmap(self.pointer(&range), range.len() * PAGE_SIZE)? };
-        self.forget(&range);
-        Ok(())
-    }
-
-    /// mremap(2) of some pages to another place, `skew` pages behind a multiple of
-    /// 2 MB. Their patterns keep the numbers of their pages.
-    pub fn mremap(&mut self, range: Range<usize>, skew: usize) -> Result<Self, Errno> {
-        let moved = self.move_to(range.clone(), skew, MRemapFlags::empty())?;
-        self.forget(&range);
-        Ok(moved)
-    }
-
-    /// As [`mremap`](Self::mremap), but leaves an empty mapping behind
-    /// (`MREMAP_DONTUNMAP`).
-    pub fn mremap_dontunmap(&mut self, range: Range<usize>, skew: usize) -> Result<Self, Errno> {
-        const DONTUNMAP: MRemapFlags = MRemapFlags::from_bits_retain(libc::MREMAP_DONTUNMAP);
-        self.move_to(range, skew, DONTUNMAP)
-    }
-
-    fn move_to(&self, range: Range<usize>, skew: usize, flags: MRemapFlags) -> Result<Self, Errno> {
-        let old = self.pointer(&range);
-        let mut moved = Self::reserve(range.len(), skew)?;
-        moved.first_page = self.first_page + range.start;
-        let new = moved.pointer(&(0..range.len()));
-        let len = range.len() * PAGE_SIZE;
-        let flags = flags | MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
-        // SAFETY: Both ranges are ours, and there are no references to them.
-        unsafe { mremap(old, len, len, flags, Some(new))? };
-        Ok(moved)
-    }
-
-    fn forget(&mut self, range: &Range<usize>) {
-        self.mapped = without(&self.mapped, range);
-    }
-}
-
-/// `pieces` without `range`.
-fn without(pieces: &[Range<usize>], range: &Range<usize>) -> Vec<Range<usize>> {
-    pieces
-        .iter()
-        .flat_map(|piece| {
-            [piece.start..piece.end.min(range.start), piece.start.max(range.end)..piece.end]
-        })
-        .filter(|piece| !piece.is_empty())
-        .collect()
-}
-
-/// `pieces` and `range`; what touches is one piece.
-fn with(pieces: &[Range<usize>], range: &Range<usize>) -> Vec<Range<usize>> {
-    let mut all = without(pieces, range);
-    all.push(range.clone());
-    all.sort_by_key(|piece| piece.start);
-    all.dedup_by(|next, piece| {
-        let touches = piece.end == next.start;
-        if touches {
-            piece.end = next.end;
-        }
-        touches
-    });
-    all
 }
 
 impl Drop for Mapping {
@@ -433,21 +213,7 @@ impl Drop for Mapping {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn without_a_part() {
-        let pieces = [0..4, 6..10];
-        assert_eq!(without(&pieces, &(1..2)), [0..1, 2..4, 6..10]);
-        assert_eq!(without(&pieces, &(0..5)), without(&pieces, &(0..4)));
-        assert_eq!(without(&pieces, &(8..10)), [0..4, 6..8]);
-    }
-
-    #[test]
-    fn with_another_part() {
-        assert_eq!(with(&[0..2, 6..8], &(2..4)), [0..4, 6..8]);
-        assert_eq!(with(&[0..2, 4..8, 12..14], &(1..5)), [0..8, 12..14]);
-        assert_eq!(with(&[0..1, 7..8], &(3..5)), [0..1, 3..5, 7..8]);
-    }
+    use crate::pattern;
 
     #[test]
     fn mapped_again_and_moved_within() {

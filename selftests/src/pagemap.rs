@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use ioctl_sys::iorw;
 use nix::errno::Errno;
 
-use crate::memory::{PAGE_SIZE, Pages};
+use crate::pages::{PAGE_SIZE, Pages};
 
 const PAGEMAP: &str = "/proc/self/pagemap";
 const KPAGEFLAGS: &str = "/proc/kpageflags";

@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::fmt;
 
-use crate::memory::PAGE_SIZE;
+use crate::pages::PAGE_SIZE;
 
 const WORD: usize = size_of::<u64>();
 const WORDS: usize = PAGE_SIZE / WORD;

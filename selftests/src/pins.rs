@@ -12,7 +12,7 @@ use nix::libc;
 use nix::unistd::pipe;
 
 use crate::failure::{Context, Result, skip};
-use crate::memory::Pages;
+use crate::pages::Pages;
 
 const GUP_TEST: &str = "/sys/kernel/debug/gup_test";
 
@@ -126,7 +126,8 @@ impl PipePin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{Mapping, PAGE_SIZE};
+    use crate::memory::Mapping;
+    use crate::pages::PAGE_SIZE;
     use crate::pattern;
 
     #[test]

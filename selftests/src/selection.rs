@@ -3,10 +3,7 @@
 
 use glob::Pattern;
 
-use crate::tests::{GROUPS, Group, Test};
-
-/// Group that crashes the kernel with the driver in C.
-pub const DEFECTS: &str = "defects";
+use crate::tests::{GROUPS, Group, Test, defects};
 
 /// A test and its group.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +70,7 @@ impl Selection {
         groups
             .iter()
             .filter(|group| self.groups.is_empty() || self.groups.iter().any(|g| g == group.name))
-            .filter(|group| group.name != DEFECTS || defects || self.names_defects())
+            .filter(|group| group.name != defects::GROUP || defects || self.names_defects())
             .flat_map(|group| group.tests.iter().map(|test| Selected { group: group.name, test }))
             .filter(|selected| {
                 let name = selected.name();
@@ -84,8 +81,8 @@ impl Selection {
 
     /// Whether the group of defects is asked for by name.
     fn names_defects(&self) -> bool {
-        self.groups.iter().any(|group| group == DEFECTS)
-            || self.filters.iter().any(|filter| filter.names_group(DEFECTS))
+        self.groups.iter().any(|group| group == defects::GROUP)
+            || self.filters.iter().any(|filter| filter.names_group(defects::GROUP))
     }
 }
 
@@ -100,7 +97,7 @@ mod tests {
 
     const NOTHING: &[Test] = &[Test::new("read", |_| Ok(())), Test::new("read_write", |_| Ok(()))];
     const SOME: &[Group] =
-        &[Group { name: "access", tests: NOTHING }, Group { name: DEFECTS, tests: NOTHING }];
+        &[Group { name: "access", tests: NOTHING }, Group { name: defects::GROUP, tests: NOTHING }];
 
     fn names(filters: &[&str], groups: &[&str], defects: bool) -> Vec<String> {
         let selection = Selection {

@@ -34,6 +34,22 @@ fn selected(text: &str) -> &str {
     bracketed.map_or(text.trim(), |(value, _)| value)
 }
 
+const HUGE: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled";
+
+/// Huge pages only where the process wants them, until this is dropped: `khugepaged` leaves the
+/// other memory alone.
+#[derive(Debug)]
+pub struct HugePagesIfAdvised {
+    _setting: Setting,
+}
+
+impl HugePagesIfAdvised {
+    /// Changes the setting for all memory.
+    pub fn new() -> Result<Self> {
+        Ok(Self { _setting: Setting::new(HUGE, "madvise")? })
+    }
+}
+
 /// No huge pages but folios of 64 KB, whatever the advice, until this is dropped.
 #[derive(Debug)]
 pub struct Only64KFolios {
@@ -55,7 +71,6 @@ impl Only64KFolios {
     }
 
     fn with_huge_pages(when: &str) -> Result<Self> {
-        const HUGE: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled";
         const LARGE: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled";
         Ok(Self { _settings: [Setting::new(HUGE, when)?, Setting::new(LARGE, "always")?] })
     }

@@ -12,7 +12,7 @@ use nix::libc;
 
 use crate::ensure_eq;
 use crate::failure::{Context, Result};
-use crate::memory::{PAGE_SIZE, Pages};
+use crate::pages::{PAGE_SIZE, Pages};
 use crate::process::wait_readable;
 
 /// Argument of `UFFDIO_API`.

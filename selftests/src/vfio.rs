@@ -11,7 +11,7 @@ use ioctl_sys::io as io_request;
 use nix::errno::Errno;
 
 use crate::failure::{Context, Result, skip};
-use crate::memory::Pages;
+use crate::pages::Pages;
 
 const FOLDER: &str = "/dev/vfio";
 const CONTAINER: &str = "/dev/vfio/vfio";

@@ -65,7 +65,7 @@ class Verbs(unittest.TestCase):
         patch(hmm_tests, build=mock.Mock(), run_tests=self.kernels.hmm_tests)
         patch(selftests, build=mock.Mock(), run_tests=self.kernels.selftests)
         patch(dax, run_tests=self.kernels.dax)
-        patch(bugs, check_subjects=mock.Mock(), FOLDER=self.folder, ATTEMPTS=1)
+        patch(bugs, check_subjects=mock.Mock(), ATTEMPTS=1)
         patch(target, default_folder=lambda *_: self.folder)
         patch(environment, collect=lambda *_: samples.environment())
         patch(vm, at_once=lambda: 1, accelerator=lambda: "tcg")
@@ -86,6 +86,11 @@ class Verbs(unittest.TestCase):
         self.assertNotIn("base", self.kernels.booted)
         self.assertEqual(self.verb("compare", "--base", "measure").status, Status.PASSED)
         self.assertIn("base", self.kernels.booted)
+
+    def test_the_debug_kernel_is_compared_with_the_same_record(self) -> None:
+        self.verb("compare", "--base", "record")
+        self.assertEqual(self.verb("compare", "--kernel", "debug").status, Status.PASSED)
+        self.assertEqual(set(self.kernels.booted), {"debug"})
 
     def test_compare_finds_what_got_worse(self) -> None:
         self.verb("compare", "--base", "record")

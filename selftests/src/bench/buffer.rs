@@ -3,7 +3,7 @@
 
 use super::smaps::{self, Mapped};
 use crate::failure::Result;
-use crate::memory::{HUGE_PAGES, Mapping, Pages};
+use crate::memory::{HUGE_PAGES, Mapping};
 use crate::uapi::MemoryType;
 use crate::{ensure, ensure_eq};
 

@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use crate::memory::HUGE_PAGES;
 use crate::model::memory::Shape;
 use crate::model::operation::{Kind, Operation};
+use crate::pages::HUGE_PAGES;
 
 /// How often each kind is picked, relative to the others.
 const WEIGHTS: &[(Kind, u32)] = &[

@@ -454,7 +454,7 @@ fn run(range: Range<usize>, is_so: impl Fn(&usize) -> bool) -> Option<Range<usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::HUGE_PAGES;
+    use crate::pages::HUGE_PAGES;
     use crate::uapi::prot;
     use generator::Generator;
     use operation::Sequence;

@@ -11,7 +11,8 @@ use super::support::{
 };
 use super::{Context, Test};
 use crate::failure::Result;
-use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE};
+use crate::memory::Mapping;
+use crate::pages::{HUGE_PAGES, PAGE_SIZE};
 use crate::process::Child;
 use crate::uapi::{MemoryType, prot};
 use crate::{ensure, ensure_eq, ensure_errno, fail, pagemap, pattern, test};

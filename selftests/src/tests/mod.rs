@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crate::device::{Device, Driver};
 use crate::failure::{Context as _, Result};
-use crate::selection;
 use crate::uapi::MemoryType;
 
 pub mod access;
@@ -46,7 +45,7 @@ pub const GROUPS: &[Group] = &[
     Group { name: "lifetime", tests: lifetime::TESTS },
     Group { name: "processes", tests: processes::TESTS },
     Group { name: random::GROUP, tests: random::TESTS },
-    Group { name: selection::DEFECTS, tests: defects::TESTS },
+    Group { name: defects::GROUP, tests: defects::TESTS },
 ];
 
 /// Tests of one subject.

@@ -10,7 +10,8 @@ use super::support::{
 use super::{Context, Exception, Test};
 use crate::device::Device;
 use crate::failure::Result;
-use crate::memory::{HUGE_PAGES, Mapping};
+use crate::memory::Mapping;
+use crate::pages::HUGE_PAGES;
 use crate::pins::{GupTest, PipePin};
 use crate::process::{Child, Gate};
 use crate::uapi::{MemoryType, prot};

@@ -10,7 +10,8 @@ use super::support::{ensure_device_reads, ensure_snapshot, migrate, migrate_back
 use super::{Context, Test};
 use crate::device::Device;
 use crate::failure::{Context as _, Result, skip};
-use crate::memory::{HUGE_PAGES, Mapping, Pages};
+use crate::memory::Mapping;
+use crate::pages::{HUGE_PAGES, Pages};
 use crate::uapi::MemoryType::{self, Coherent, Generic};
 use crate::uapi::prot;
 use crate::vfio::{Container, DeviceAccess};

@@ -10,7 +10,8 @@ use super::support::DEFECT_5;
 use super::{Context, Exception, Test};
 use crate::device::{Device, Driver};
 use crate::failure::{Context as _, Result};
-use crate::memory::{HUGE_PAGES, Mapping};
+use crate::memory::Mapping;
+use crate::pages::HUGE_PAGES;
 use crate::process::Child;
 use crate::{pattern, test};
 

@@ -6,7 +6,8 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use super::support::{ensure_snapshot, ensure_snapshots, migrate, temporary_file};
 use super::{Context, Test};
 use crate::failure::Result;
-use crate::memory::{HUGE_PAGES, Mapping};
+use crate::memory::Mapping;
+use crate::pages::HUGE_PAGES;
 use crate::uapi::{MemoryType, prot};
 use crate::{ensure, ensure_eq, pagemap, test};
 

@@ -11,7 +11,8 @@ use nix::sys::stat::Mode;
 use super::Context;
 use crate::device::{Counts, Device, Driver};
 use crate::failure::{Context as _, Failure, Result};
-use crate::memory::{Mapping, Pages};
+use crate::memory::Mapping;
+use crate::pages::Pages;
 use crate::pattern;
 use crate::uapi::prot;
 

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::{Block, Content, Folio, FolioId, Memory, Place, Pte};
-use crate::memory::HUGE_PAGES;
+use crate::pages::HUGE_PAGES;
 
 impl Memory {
     fn new_folio(&mut self, place: Place, content: Content, offset: usize) -> FolioId {

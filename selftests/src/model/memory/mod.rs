@@ -15,7 +15,7 @@ mod pins;
 mod snapshot;
 mod system_calls;
 
-use crate::memory::HUGE_PAGES;
+use crate::pages::HUGE_PAGES;
 use crate::uapi::MemoryType;
 
 /// What is in a page: the pattern of a page in a generation.

@@ -9,7 +9,8 @@ use nix::sys::mman::ProtFlags;
 
 use super::{iomem, local_pages, ramfs};
 use crate::failure::Result;
-use crate::memory::{HUGE_PAGES, Mapping};
+use crate::memory::Mapping;
+use crate::pages::HUGE_PAGES;
 use crate::pins::{GupTest, PipePin};
 use crate::process::{Child, Gate, stay_on_one_cpu};
 use crate::tests::Context;

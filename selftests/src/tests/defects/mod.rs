@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::{Context, Test};
 use crate::device::Device;
 use crate::failure::Result;
-use crate::memory::Pages;
+use crate::pages::Pages;
 use crate::test;
 use crate::uapi::MemoryType::{Coherent, Generic, Private};
 use crate::uapi::prot;
@@ -28,6 +28,9 @@ use interface::*;
 use mirror::*;
 use races::*;
 use scarcity::*;
+
+/// Name of the group, which crashes the kernel with the driver in C.
+pub const GROUP: &str = "defects";
 
 /// The group's tests.
 pub const TESTS: &[Test] = &[

@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use super::{local_pages, ramfs};
 use crate::device::Device;
 use crate::failure::{Context as _, Result};
-use crate::memory::{HUGE_PAGES, Mapping, PAGE_SIZE};
+use crate::memory::Mapping;
+use crate::pages::{HUGE_PAGES, PAGE_SIZE};
 use crate::tests::Context;
 use crate::{ensure_eq, pagemap};
 

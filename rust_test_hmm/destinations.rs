@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where pages are migrated to: memory of a device, or of the system.
+
+use crate::{
+    address_space::AddressSpace,
+    device::Device,
+    pool::{
+        Chunk,
+        Owner, //
+    },
+    windows::WINDOW_PAGES, //
+};
+use kernel::{
+    alloc::flags::{
+        GFP_HIGHUSER,
+        GFP_HIGHUSER_MOVABLE, //
+    },
+    mm::{
+        folio::{
+            FolioPage,
+            LockedFolio,
+            OwnedFolio, //
+        },
+        migrate::Collected,
+        pgmap::{
+            MemoryType,
+            PageMapOwner, //
+        },
+        PMD_ORDER, //
+    },
+    prelude::*,
+    sync::Arc, //
+};
+
+/// Has pages, of the source at index `head`, migrated to the device: that at `index`, or, if
+/// `order` is [`PMD_ORDER`], all.
+///
+/// Returns whether there is memory for them.
+pub(crate) fn set_dst_on_device(
+    space: &AddressSpace,
+    pages: &mut Collected<'_>,
+    head: usize,
+    index: usize,
+    order: u32,
+) -> Result<bool> {
+    let device = space.device();
+    if order > device.memory().memory_type().max_order() {
+        return Ok(false);
+    }
+    let source = pages.source(head);
+    let from = |page: usize| {
+        source
+            .page()
+            .and_then(|first| first.folio().page(first.index() + index - head + page))
+    };
+    let Ok(folio) = new_folio_on_device(device, space.owner(), order, from) else {
+        return Ok(false);
+    };
+    pages.set_dst(index, folio)?;
+    Ok(true)
+}
+
+/// Allocates a folio of device memory and copies what `from` returns for each of its pages to it,
+/// or zeroes if it returns `None`.
+fn new_folio_on_device<'a>(
+    device: &Device,
+    owner: &Arc<Owner>,
+    order: u32,
+    from: impl Fn(usize) -> Option<FolioPage<'a>>,
+) -> Result<LockedFolio> {
+    if device.memory().memory_type() != MemoryType::Private {
+        let folio = device.alloc(order, owner, &mut KVec::new())?;
+        return folio.fill(|to| match from(to.index()) {
+            Some(page) => to.copy_from(page),
+            None => to.clear(),
+        });
+    }
+
+    let mut backing = KVec::with_capacity(1 << order, GFP_KERNEL)?;
+    // The pool takes them from the end.
+    for index in (0..1 << order).rev() {
+        let memory = match from(index) {
+            Some(page) => OwnedFolio::copy_of(page, GFP_HIGHUSER)?,
+            None => OwnedFolio::zeroed(GFP_HIGHUSER, 0)?,
+        };
+        backing.push(memory, GFP_KERNEL)?;
+    }
+    device.alloc(order, owner, &mut backing)?.into_private()
+}
+
+/// Has all pages migrated to system memory. A failure that `owner` asks for is one to allocate it.
+///
+/// Returns whether there is memory for all of them.
+pub(crate) fn set_dsts_in_system(
+    pages: &mut Collected<'_>,
+    memory: &PageMapOwner<Chunk>,
+    owner: Option<&Owner>,
+) -> Result<bool> {
+    let mut allocated = true;
+    for index in 0..pages.len() {
+        let source = pages.source(index);
+        if source.page().is_none() {
+            continue;
+        }
+        let is_compound = source.is_compound();
+        let fail = owner.is_some_and(Owner::take_fail_alloc);
+        if !fail {
+            let order = if is_compound { PMD_ORDER } else { 0 };
+            if set_dst_in_system(pages, memory, index, index, order)? {
+                continue;
+            }
+        }
+        if !is_compound {
+            allocated = false;
+            continue;
+        }
+        // Small pages will do, if the first one is among them: core mm splits the folio.
+        for page in index..index + WINDOW_PAGES {
+            if !set_dst_in_system(pages, memory, index, page, 0)? {
+                allocated = false;
+                if page == index {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(allocated)
+}
+
+/// Has pages, of the source at index `head`, migrated to system memory: that at `index`, or, if
+/// `order` is [`PMD_ORDER`], all.
+///
+/// Returns whether there is memory for them.
+fn set_dst_in_system(
+    pages: &mut Collected<'_>,
+    memory: &PageMapOwner<Chunk>,
+    head: usize,
+    index: usize,
+    order: u32,
+) -> Result<bool> {
+    let flags = if order > 0 {
+        GFP_HIGHUSER_MOVABLE | __GFP_NOWARN
+    } else {
+        GFP_HIGHUSER_MOVABLE
+    };
+    let Ok(folio) = pages.alloc_folio(index, order, flags) else {
+        return Ok(false);
+    };
+    let source = pages.source(head);
+    let first = source.page().ok_or(EINVAL)?;
+    let folio = folio.fill(|to| {
+        let from = first
+            .folio()
+            .page(first.index() + index - head + to.index())
+            .ok_or(EINVAL)?;
+        match Chunk::backing_of(memory, from) {
+            Some(backing) => to.copy_from(backing.page(0).ok_or(EINVAL)?),
+            None => to.copy_from(from),
+        }
+    })?;
+    pages.set_dst(index, folio)?;
+    Ok(true)
+}
