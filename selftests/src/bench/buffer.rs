@@ -3,7 +3,8 @@
 
 use super::smaps::{self, Mapped};
 use crate::failure::Result;
-use crate::memory::{HUGE_PAGES, Mapping};
+use crate::memory::Mapping;
+use crate::pages::{HUGE_PAGES, Pages};
 use crate::uapi::MemoryType;
 use crate::{ensure, ensure_eq};
 
@@ -83,7 +84,7 @@ impl Buffer {
     /// Fails unless a snapshot that the device wrote here says the same of each page.
     pub fn check_snapshot(&self, pages: usize, expected: u8) -> Result {
         const BYTES: usize = size_of::<u64>();
-        const WORDS: usize = crate::memory::PAGE_SIZE / BYTES;
+        const WORDS: usize = crate::pages::PAGE_SIZE / BYTES;
         ensure!(pages % BYTES == 0);
         for word in 0..pages / BYTES {
             let found = self.mapping.read(word / WORDS, word % WORDS).to_ne_bytes();

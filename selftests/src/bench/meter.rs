@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use super::buffer::PageSize;
 use crate::device::Driver;
 use crate::failure::{Context, Result};
-use crate::memory::PAGE_SIZE;
+use crate::pages::PAGE_SIZE;
 use crate::uapi::MemoryType;
 
 /// What an operation is done on.

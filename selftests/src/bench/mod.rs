@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use crate::device::Devices;
 use crate::failure::{Context, Failure, Result};
-use crate::memory::HUGE_PAGES;
+use crate::pages::HUGE_PAGES;
 use crate::uapi::MemoryType;
 use buffer::PageSize;
 use meter::Meter;

@@ -8,7 +8,7 @@ use super::meter::{Meter, Setup};
 use crate::device::Device;
 use crate::ensure_eq;
 use crate::failure::{Context, Result};
-use crate::memory::HUGE_PAGES;
+use crate::pages::HUGE_PAGES;
 use crate::process::Child;
 use crate::uapi::{self, Cmd, MemoryType, prot};
 

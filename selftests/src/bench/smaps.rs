@@ -5,7 +5,7 @@ use std::fs;
 use std::ops::Range;
 
 use crate::failure::{Context, Result};
-use crate::memory::Pages;
+use crate::pages::Pages;
 
 /// How much of a range is mapped, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,8 @@ fn parse(text: &str, range: Range<usize>) -> Mapped {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{Mapping, PAGE_SIZE};
+    use crate::memory::Mapping;
+    use crate::pages::PAGE_SIZE;
 
     #[test]
     fn only_of_the_range() {
