@@ -92,15 +92,21 @@ def commands(memory_type: str, counting: bool) -> str:
     rounds = ROUNDS[INSTRUCTIONS if counting else NANOSECONDS]
     # It is hardly ever interrupted by what it does not wait for.
     program = ["nice", "-n", "-20", str(selftests.build().with_name("hmm-bench")), "--type", memory_type]
-    usual = shlex.join([*program, "--pages", str(PAGES), "--rounds", str(rounds)])
-    growth = shlex.join(
-        [*program, "--pages", ",".join(map(str, GROWTH_PAGES)), "--files", ",".join(map(str, GROWTH_FILES))]
-    )
+
+    def measures(pages: Sequence[int], times: int, files: Sequence[int] = ()) -> str:
+        sizes = ["--pages", ",".join(map(str, pages)), "--rounds", str(times)]
+        opened = ["--files", ",".join(map(str, files))] if files else []
+        idle = " --idle $idle" if counting else ""
+        return shlex.join([*program, *sizes, *opened]) + idle
+
+    usual = measures([PAGES], rounds)
+    # Once where it takes long: more of the same matters less there.
+    *small, large = (pages for pages in GROWTH_PAGES if pages != PAGES)
+    growth = f"{measures(small, rounds)} && {measures([large], 1, GROWTH_FILES)}"
     lines = []
     if counting:
         # It runs when nothing else does, so that the clock only goes on by instructions.
         lines = ["chrt --idle 0 sh -c 'while :; do :; done' &", "idle=$!"]
-        usual, growth = f"{usual} --idle $idle", f"{growth} --idle $idle"
     for number, driver in enumerate([*guest.DRIVERS, *reversed(guest.DRIVERS)]):
         run = Run(SOURCE, "series", driver, memory_type)
         command = f"{growth} && {usual}" if number < len(guest.DRIVERS) else usual

@@ -5,7 +5,6 @@ use super::smaps::{self, Mapped};
 use crate::failure::Result;
 use crate::memory::Mapping;
 use crate::pages::{HUGE_PAGES, Pages};
-use crate::uapi::MemoryType;
 use crate::{ensure, ensure_eq};
 
 /// By what memory is mapped.
@@ -18,10 +17,8 @@ pub enum PageSize {
 }
 
 impl PageSize {
-    /// Those that devices with a type of memory have.
-    pub fn of(memory_type: MemoryType) -> &'static [Self] {
-        if memory_type.is_cpu_accessible() { &[Self::Small] } else { &[Self::Small, Self::Huge] }
-    }
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Small, Self::Huge];
 
     /// Pages of 4 KB that one is as large as.
     pub fn pages(self) -> usize {
@@ -79,6 +76,11 @@ impl Buffer {
         let to = std::ptr::with_exposed_provenance_mut(self.all().addr);
         // SAFETY: Both buffers are mapped and of this size, and there are no references to them.
         unsafe { std::ptr::copy_nonoverlapping(from, to, self.all().bytes()) };
+    }
+
+    /// The first byte of the first page.
+    pub fn first_byte(&self) -> u8 {
+        self.mapping.read(0, 0).to_ne_bytes()[0]
     }
 
     /// Fails unless a snapshot that the device wrote here says the same of each page.

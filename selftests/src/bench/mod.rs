@@ -17,7 +17,6 @@ use crate::device::Devices;
 use crate::failure::{Context, Failure, Result};
 use crate::pages::HUGE_PAGES;
 use crate::uapi::MemoryType;
-use buffer::PageSize;
 use meter::Meter;
 use operations::Bench;
 
@@ -86,8 +85,9 @@ fn run(options: &Options) -> Result {
         .idle
         .map_or_else(|| Ok(Meter::default()), |pid| Meter::without(Pid::from_raw(pid)))?;
     let mut bench = Bench { memory_type, node, meter };
+    let sizes = bench.page_sizes()?;
     for _ in 0..options.rounds {
-        for &size in PageSize::of(memory_type) {
+        for &size in &sizes {
             for &pages in &options.pages {
                 bench.one_file(size, pages)?;
             }

@@ -75,6 +75,23 @@ impl Bench<'_> {
         self.memory_type.local() | prot::WRITE | huge
     }
 
+    /// Sizes of the pages that the device can have.
+    pub fn page_sizes(&self) -> Result<Vec<PageSize>> {
+        let mut sizes = Vec::new();
+        for size in PageSize::ALL {
+            let memory = &Buffer::new(size, HUGE_PAGES)?;
+            let data = &Buffer::new(PageSize::Small, HUGE_PAGES)?;
+            let user = User { device: &self.open()?, memory, data };
+            user.to_device()?;
+            user.command(uapi::SNAPSHOT)?;
+            // Larger pages are split where the device has none.
+            if data.first_byte() == self.on_device(size) {
+                sizes.push(size);
+            }
+        }
+        Ok(sizes)
+    }
+
     /// Everything that can be done with so many pages.
     pub fn one_file(&mut self, page_size: PageSize, pages: usize) -> Result {
         let setup = Setup { page_size, pages, files: 1 };
@@ -125,11 +142,14 @@ impl Bench<'_> {
 
         let device = self.open()?;
         User { device: &device, memory: &memory, data }.to_device()?;
-        self.meter.measure("fork", setup, || Child::fork(|| Ok(()))?.join())?;
         self.meter.measure("unmap", setup, || {
             drop(memory);
             Ok(())
-        })
+        })?;
+
+        let memory = Buffer::new(setup.page_size, setup.pages)?;
+        User { device: &device, memory: &memory, data }.to_device()?;
+        self.meter.measure("fork", setup, || Child::fork(|| Ok(()))?.join())
     }
 
     fn close(&mut self, setup: Setup, device: Device) -> Result {
