@@ -97,7 +97,7 @@ help:
 	@echo 'make dax            device-dax and fs-dax do not change: DRIVERS=... FILTER="parts of names"'
 	@echo 'make bench          what operations of both drivers cost, compared with COMPARE=bench.json:'
 	@echo '                    TYPES=... UNIT=instructions|nanoseconds RECORD=yes'
-	@echo 'make plots          docs/bench-*.svg from scripts/bench-record.json'
+	@echo 'make plots          docs/bench-*.svg and .png from scripts/bench-record.json'
 	@echo 'make kselftest      the kernel tree'"'"'s own way to run hmm-tests, on test_hmm built in as well'
 	@echo 'make bisect         the commit that changes what becomes of FILTER=test:'
 	@echo '                    DRIVER=test_hmm|test_hmm_rs TYPE=... RANGE=a..b ATTEMPTS=1'

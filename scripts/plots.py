@@ -1,4 +1,4 @@
-"""Draws docs/bench-ratios.svg and docs/bench-growth.svg of what `make bench` recorded.
+"""Draws docs/bench-ratios and docs/bench-growth, SVG and PNG, of what `make bench` recorded.
 
 The same file gives the same plots, so that they only change when the record does. To be
 run by the Python of build/venv, as `make plots` does.
@@ -78,10 +78,12 @@ def draw_growth(measured: bench.Measured) -> None:
 
 
 def save(figure: Figure, name: str) -> None:
-    path = DOCS / f"{name}.svg"
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    print(path, file=sys.stderr)
+    # Not when it was drawn, and by which version.
+    for suffix, varying in (("svg", "Date"), ("png", "Software")):
+        path = DOCS / f"{name}.{suffix}"
+        figure.savefig(path, metadata={varying: None})
+        print(path, file=sys.stderr)
 
 
 def main() -> int:
