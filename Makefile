@@ -25,10 +25,12 @@ needs-selftests := kernel vm program
 needs-defects := kernel vm program
 needs-bugs := kernel vm program dax
 needs-compare := kernel vm program dax
+needs-bench := kernel vm program
 needs-dax := kernel vm dax
 needs-cargo-test := tree cargo-test
 needs-check := check
 needs-mbox := tree
+needs-plots := tree plots
 needs-check-drivers := sparse
 needs-clippy := lint
 needs-rustdoc := lint
@@ -45,6 +47,8 @@ features-rustdoc := kunit
 features-bugs := dax
 features-compare := dax
 features-dax := dax
+# As test-long has it, so that there is one record.
+features-bench := dax kunit
 features-test := dax kunit
 features-test-long := dax kunit
 FEATURES ?= $(sort $(foreach goal,$(MAKECMDGOALS),$(features-$(goal))))
@@ -61,7 +65,7 @@ seed = $(if $(SEED),--seed '$(SEED)')
 
 # An old verdict must not outlive a failure, not even one of what a target needs first.
 targets-with-results := run test test-long hmm-tests kselftest kunit selftests defects compare bugs dax \
-	check check-drivers cargo-test clippy rustdoc test-deps
+	check check-drivers cargo-test clippy rustdoc test-deps bench
 old-verdicts := $(patsubst %,build/results/%$(if $(KCONFIG),-$(KCONFIG))/summary.json, \
 	$(filter $(targets-with-results),$(MAKECMDGOALS)))
 ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),) # not for make -n
@@ -91,6 +95,9 @@ help:
 	@echo '                    BASE=measure boots the unpatched one, BASE=record records it'
 	@echo 'make bugs           tests of what the series fixes on both kernels: FILTER="parts of names"'
 	@echo 'make dax            device-dax and fs-dax do not change: DRIVERS=... FILTER="parts of names"'
+	@echo 'make bench          what operations of both drivers cost, compared with COMPARE=bench.json:'
+	@echo '                    TYPES=... UNIT=instructions|nanoseconds RECORD=yes'
+	@echo 'make plots          docs/bench-*.svg and .png from scripts/bench-record.json'
 	@echo 'make kselftest      the kernel tree'"'"'s own way to run hmm-tests, on test_hmm built in as well'
 	@echo 'make bisect         the commit that changes what becomes of FILTER=test:'
 	@echo '                    DRIVER=test_hmm|test_hmm_rs TYPE=... RANGE=a..b ATTEMPTS=1'
@@ -119,7 +126,7 @@ kernel-base: tree
 debug-kernel: tree
 	@scripts/kernel debug
 
-.PHONY: vm hmm-tests compare bugs dax kunit selftests defects cargo-test kselftest bisect
+.PHONY: vm hmm-tests compare bugs dax kunit selftests defects cargo-test bench kselftest bisect
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
@@ -152,6 +159,11 @@ bugs: $(kernel-target) $(if $(BASE),kernel-base)
 dax: kernel $(if $(BASE),kernel-base)
 	@scripts/dax.py $(base) $(if $(DRIVERS),--drivers '$(DRIVERS)') $(FILTER)
 
+# Compares with scripts/bench-record.json, which RECORD=yes writes.
+bench: kernel
+	@scripts/bench.py $(if $(TYPES),--types '$(TYPES)') $(if $(UNIT),--unit '$(UNIT)') \
+		$(if $(COMPARE),--compare '$(COMPARE)') $(if $(RECORD),--record)
+
 # test_hmm as a module, and built into a kernel of its own.
 kselftest: kernel
 	@scripts/kernel kselftest
@@ -162,7 +174,7 @@ bisect: tree
 		$(if $(RANGE),--range '$(RANGE)') $(if $(ATTEMPTS),--attempts '$(ATTEMPTS)') \
 		$(if $(FILTER),'$(FILTER)')
 
-.PHONY: check check-drivers clippy rustdoc export mbox
+.PHONY: check check-drivers clippy rustdoc export mbox plots
 check: tree
 	@scripts/check
 
@@ -177,6 +189,10 @@ export:
 
 mbox: tree
 	@scripts/groups.py mbox $(if $(GROUP),'$(GROUP)')
+
+# Of what RECORD=yes of bench wrote.
+plots: tree
+	@build/venv/bin/python3 scripts/plots.py
 
 .PHONY: estimate-run estimate-test
 estimate-run estimate-test:

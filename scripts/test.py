@@ -36,6 +36,8 @@ LONG_PARTS = (
     "selftests",
     "dax BASE=measure",
     "defects",
+    # On any machine, what is recorded.
+    "bench UNIT=instructions",
     "kunit KCONFIG=debug",
     "compare KCONFIG=debug",
     "selftests KCONFIG=debug",

@@ -50,13 +50,16 @@ def boot(
     on_line: vm.OnLine | None,
     options: Iterable[str] = (),
     devices: Sequence[str] = (),
+    counting: bool = False,
 ) -> tuple[vm.Result, list[str]]:
-    """Boots a VM for the commands, with more options of the kernel's and devices of QEMU's.
+    """Boots a VM for the commands, with more options of the kernel's and devices of QEMU's,
+    or with a clock that counts instructions.
 
     Fills in what run says of the whole; returns the VM's result, and the lines printed.
     """
     console = folder / "console.log"
-    result = vm.run(run.kernel, f"exec 2>&1\n{commands}", console, timeout, on_line, options, devices)
+    script = f"exec 2>&1\n{commands}"
+    result = vm.run(run.kernel, script, console, timeout, on_line, options, devices, counting)
     print(f"\r    {run.name}: done in {result.seconds:.0f} s" + " " * 20, file=sys.stderr)
     output = [line for _, line in result.lines]
     (folder / "output").write_text("\n".join(output) + "\n", encoding="utf-8")

@@ -33,6 +33,8 @@ class Test:
     outcome: Outcome
     seconds: float = 0.0
     detail: list[str] = field(default_factory=list)
+    # What was measured, by its unit.
+    values: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -39,6 +39,18 @@ SPM_DEVICE_SIZE = 256 << 20
 SPM_DEVICES = 4  # coherent and generic, two of each
 SPM_ADDRS = (SPM_START, SPM_START + SPM_DEVICE_SIZE)
 
+# The clock of a VM that counts: a nanosecond is an instruction, of one CPU after the other.
+# When none has anything to do, it goes on as clocks do.
+COUNTING = "-icount shift=0"
+COUNTING_CPUS = 1
+CMDLINE_OF_COUNTING = [
+    # To the nanosecond, and what its frequency is must not depend on what was measured.
+    "tsc=reliable",
+    "tsc_early_khz=1000000",
+    # The same addresses each time.
+    "norandmaps",
+]
+
 # A device for VFIO to give away, and the IOMMU that this takes.
 VFIO_DEVICES = ("intel-iommu", "edu")
 
@@ -157,11 +169,13 @@ def at_once() -> int:
     return min(wanted, fit)
 
 
-def vng_command(flavour: str, options: Iterable[str] = (), devices: Iterable[str] = ()) -> list[str]:
+def vng_command(
+    flavour: str, options: Iterable[str] = (), devices: Iterable[str] = (), counting: bool = False
+) -> list[str]:
     find_tool("qemu-system-x86_64")
-    kvm = accelerator() == "kvm"
+    kvm = accelerator() == "kvm" and not counting
     command = [find_tool("vng"), "--verbose", "--disable-microvm", "--force-9p"]
-    command += ["--cpus", str(CPUS), "-m", f"{MEMORY_MB}M"]
+    command += ["--cpus", str(COUNTING_CPUS if counting else CPUS), "-m", f"{MEMORY_MB}M"]
     if not kvm:
         command += ["--disable-kvm"]
     command += ["--run", str(kernel_image(flavour))]
@@ -170,10 +184,15 @@ def vng_command(flavour: str, options: Iterable[str] = (), devices: Iterable[str
         cmdline += CMDLINE_WITHOUT_KVM
     if flavour == "debug":
         cmdline += CMDLINE_OF_DEBUG
+    if counting:
+        cmdline += CMDLINE_OF_COUNTING
     for option in cmdline:
         command += ["--append", option]
-    if devices:
-        command.append("--qemu-opts=" + " ".join(f"-device {device}" for device in devices))
+    qemu = [f"-device {device}" for device in devices]
+    if counting:
+        qemu.append(COUNTING)
+    if qemu:
+        command.append("--qemu-opts=" + " ".join(qemu))
     return command
 
 
@@ -243,10 +262,12 @@ def run(
     on_line: OnLine | None = None,
     options: Iterable[str] = (),
     devices: Sequence[str] = (),
+    counting: bool = False,
 ) -> Result:
     """Runs a shell command in a VM; calls on_line(seconds, line) as it prints.
 
-    options are for the kernel's command line, devices QEMU's.
+    options are for the kernel's command line, devices QEMU's. A VM that counts has a clock
+    of instructions.
     """
     at_once()
     console_log.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +276,7 @@ def run(
     exports = " ".join(f"SPM_ADDR_DEV{i}={addr:#x}" for i, addr in enumerate(SPM_ADDRS))
     script.write_text(f"echo {shlex.quote(BOOTED)}\nexport {exports}\n{command}\n")
     execute = f"bash {shlex.quote(str(script.resolve()))}"
-    argv = [*vng_command(flavour, options, devices), "--exec", execute]
+    argv = [*vng_command(flavour, options, devices, counting), "--exec", execute]
     result = Result()
     start = time.monotonic()
     with open(console_log, "wb") as console:

@@ -37,3 +37,6 @@ pub mod ktap;
 pub mod results;
 pub mod runner;
 pub mod selection;
+
+// What operations cost.
+pub mod bench;

@@ -1,0 +1,296 @@
+"""What operations of the drivers cost: measures it in VMs, and compares it with a record.
+
+A VM that counts says how many instructions an operation takes, the same each time on any
+machine; another one how much time. Both drivers are measured in the same boot, each once
+before and once after the other.
+"""
+
+import json
+import math
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import geometric_mean, linear_regression, median
+from typing import NamedTuple
+
+from harness import environment, guest, selftests, vm
+from harness.environment import kernel_folder
+from harness.errors import MachineError
+from harness.paths import SCRIPTS
+from harness.results import Outcome, Run, Test
+
+SOURCE = "bench"
+TYPES = selftests.TYPES
+RECORD = SCRIPTS / "bench-record.json"
+SCHEMA = 1
+INSTRUCTIONS, NANOSECONDS = "instructions", "nanoseconds"
+TIMEOUT = 3600  # seconds for a type
+
+# In pages of 4 KB.
+PAGES = 4096
+GROWTH_PAGES = (1024, 4096, 16384, 65536)
+GROWTH_FILES = (1, 4, 16, 64)
+PAGES_OF_FILE = 512  # of each of these, as the program has it
+ROUNDS = {INSTRUCTIONS: 3, NANOSECONDS: 9}
+# With more it has got worse, and from there on it is listed.
+TOLERANCE = 0.02
+NOTEWORTHY = 0.005
+PAGE_SIZES = {4096: "4 KB", 2 << 20: "2 MB"}
+
+
+class Row(NamedTuple):
+    """An operation and what it is done on."""
+
+    memory_type: str
+    page_size: int
+    operation: str
+    pages: int  # 0: it is done on none
+    files: int  # that are open
+
+    @property
+    def name(self) -> str:
+        files = "" if self.files == 1 else f" {self.files} files"
+        return f"{self.operation} {self.page_size >> 10}K-pages {self.pages >> 8}M{files}"
+
+
+@dataclass
+class Cost:
+    middle: float  # the median
+    spread: float  # between the extremes, of the median
+
+
+Rows = dict[Row, dict[str, Cost]]  # by driver
+
+
+@dataclass
+class Measured:
+    """What was measured, and with what."""
+
+    unit: str
+    tools: dict[str, str] = field(default_factory=dict)
+    rows: Rows = field(default_factory=dict)
+
+
+def unit() -> str:
+    return NANOSECONDS if vm.accelerator() == "kvm" else INSTRUCTIONS
+
+
+def tools() -> dict[str, str]:
+    """What the kernel's code depends on beside its source."""
+    folder = kernel_folder("series")
+    config = "\n".join(environment.options(folder / ".config") or [])
+    found = dict(re.findall(r"^CONFIG_(CLANG_VERSION|RUSTC_VERSION)=(.*)$", config, re.MULTILINE))
+    features = folder / "features"  # as scripts/kernel has them
+    return found | {"features": " ".join(features.read_text().split()) if features.exists() else ""}
+
+
+def commands(memory_type: str, counting: bool) -> str:
+    """What runs in the VM."""
+    rounds = ROUNDS[INSTRUCTIONS if counting else NANOSECONDS]
+    # It is hardly ever interrupted by what it does not wait for.
+    program = ["nice", "-n", "-20", str(selftests.build().with_name("hmm-bench")), "--type", memory_type]
+
+    def measures(pages: Sequence[int], times: int, files: Sequence[int] = ()) -> str:
+        sizes = ["--pages", ",".join(map(str, pages)), "--rounds", str(times)]
+        opened = ["--files", ",".join(map(str, files))] if files else []
+        idle = " --idle $idle" if counting else ""
+        return shlex.join([*program, *sizes, *opened]) + idle
+
+    usual = measures([PAGES], rounds)
+    # Once where it takes long: more of the same matters less there.
+    *small, large = (pages for pages in GROWTH_PAGES if pages != PAGES)
+    growth = f"{measures(small, rounds)} && {measures([large], 1, GROWTH_FILES)}"
+    lines = []
+    if counting:
+        # It runs when nothing else does, so that the clock only goes on by instructions.
+        lines = ["chrt --idle 0 sh -c 'while :; do :; done' &", "idle=$!"]
+    for number, driver in enumerate([*guest.DRIVERS, *reversed(guest.DRIVERS)]):
+        run = Run(SOURCE, "series", driver, memory_type)
+        command = f"{growth} && {usual}" if number < len(guest.DRIVERS) else usual
+        # As little as can be is left of what was measured before.
+        lines.append("echo 3 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/vm/compact_memory")
+        lines.append(f"(\n{guest.with_driver(run, command)}\n) || exit")
+    return "\n".join([*lines, *(["kill $idle"] if counting else [])])
+
+
+def parse(lines: Iterable[str]) -> Rows:
+    """What the programs printed."""
+    found: dict[Row, dict[str, list[int]]] = {}
+    for line in lines:
+        if line.startswith("{"):
+            data = json.loads(line)
+            elapsed = found.setdefault(Row(*(data[name] for name in Row._fields)), {})
+            elapsed.setdefault(data["driver"], []).extend(data["elapsed"])
+    return {row: {driver: cost(each) for driver, each in costs.items()} for row, costs in found.items()}
+
+
+def cost(elapsed: Sequence[int]) -> Cost:
+    middle = median(elapsed)
+    return Cost(middle, round((max(elapsed) - min(elapsed)) / (middle or 1), 4))
+
+
+def measure(run: Run, measured: Measured, folder: Path) -> None:
+    """Boots a VM and fills in run, and the rows that were measured."""
+    print(f"==> bench: {run.name}, {measured.unit}", file=sys.stderr)
+    counting = measured.unit == INSTRUCTIONS
+    command = commands(run.memory_type, counting)
+    result, output = guest.boot(run, command, folder / run.name, TIMEOUT, None, counting=counting)
+    rows = parse(output)
+    measured.rows |= rows
+    for row, costs in rows.items():
+        for driver, each in costs.items():
+            values = {measured.unit: each.middle, "spread": each.spread}
+            run.tests.append(Test(f"{driver} {row.name}", Outcome.PASS, values=values))
+    if not run.problem and result.status:
+        run.problem = "\n".join([f"status {result.status}:", *output[-5:]])
+
+
+def to_json(measured: Measured) -> str:
+    """A row a line, so that it can be read and compared."""
+
+    def line(row: Row, costs: Mapping[str, Cost]) -> str:
+        values = {driver: [each.middle, each.spread] for driver, each in costs.items()}
+        return json.dumps(row._asdict() | values)
+
+    rows = ",\n".join(f"  {line(row, costs)}" for row, costs in sorted(measured.rows.items()))
+    head = {"schema": SCHEMA, "unit": measured.unit, "tools": measured.tools}
+    lines = [f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items()]
+    return "{\n" + "".join(lines) + f' "rows": [\n{rows}\n ]\n}}\n'
+
+
+def load(path: Path) -> Measured:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA:
+            raise MachineError(f"{path}: schema {data['schema']}, not {SCHEMA}")
+        rows = {
+            Row(*(line.pop(name) for name in Row._fields)): {
+                driver: Cost(*values) for driver, values in line.items()
+            }
+            for line in data["rows"]
+        }
+        return Measured(data["unit"], data["tools"], rows)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MachineError(f"{path}: {error!r}") from error
+
+
+def is_usual(row: Row) -> bool:
+    """Not only there to see what grows: measured often, and compared."""
+    return row.files == 1 and row.pages in (0, PAGES)
+
+
+def compare(old: Measured, new: Measured, types: Iterable[str]) -> tuple[Run, str]:
+    """A test for each row, which fails when that costs more, and a table of what changed."""
+    run = Run("comparison", "series", derived=True)
+    if old.unit != new.unit:
+        run.problem = f"{old.unit} cannot be compared with {new.unit}"
+        return run, ""
+    lines = [f"{f'changes of more than {NOTEWORTHY:.1%}':<58}{'before':>12}{'now':>12}"]
+    for row in sorted(row for row in {*old.rows, *new.rows} if row.memory_type in types and is_usual(row)):
+        before, now = old.rows.get(row, {}), new.rows.get(row, {})
+        for driver in sorted({*before, *now}):
+            test = Test(f"{driver} {row.memory_type} {row.name}", Outcome.PASS)
+            run.tests.append(test)
+            if driver not in before:
+                test.outcome, test.detail = Outcome.SKIP, ["it was not measured before"]
+            elif driver not in now:
+                test.outcome, test.detail = Outcome.NOT_RUN, ["it was measured before"]
+            else:
+                first, second = before[driver].middle, now[driver].middle
+                change = second / first - 1
+                said = f"{test.name:<58}{first:>12.0f}{second:>12.0f}  {change:+.1%}"
+                if second > first * (1 + TOLERANCE):
+                    test.outcome, test.detail = Outcome.FAIL, [said]
+                if abs(change) > NOTEWORTHY:
+                    lines.append(said)
+    return run, "".join(f"{line}\n" for line in lines)
+
+
+def why_not_comparable(old: Measured, new: Measured) -> list[str]:
+    """Why more of it need not be a fault of the code."""
+    reasons = [
+        f"{name} was '{old.tools.get(name)}', and is '{new.tools.get(name)}'"
+        for name in sorted({*old.tools, *new.tools})
+        if old.tools.get(name) != new.tools.get(name)
+    ]
+    return reasons + (["time is not the same on two machines"] if new.unit == NANOSECONDS else [])
+
+
+def headings() -> list[str]:
+    return [*guest.DRIVERS, "C/Rust", "x memcpy", "x memcpy", "spread"]
+
+
+def table(measured: Measured) -> str:
+    """The usual rows, a page each."""
+    text = ""
+    ratios = []
+    for memory_type, page_size in groups(measured.rows):
+        rows = {
+            row: costs
+            for row, costs in measured.rows.items()
+            if (row.memory_type, row.page_size) == (memory_type, page_size) and is_usual(row)
+        }
+        limit = next((costs for row, costs in rows.items() if row.operation == "memcpy"), {})
+        title = f"{memory_type}, {PAGE_SIZES[page_size]}: {measured.unit}"
+        text += f"\n{title:<32}" + "".join(f"{heading:>12}" for heading in headings()) + "\n"
+        for row, costs in rows.items():
+            if not set(costs) >= set(guest.DRIVERS):
+                continue
+            each = [costs[driver] for driver in guest.DRIVERS]
+            ratio = each[0].middle / each[1].middle
+            if row.operation != "memcpy":
+                ratios.append(ratio)
+            cells = [f"{one.middle / (row.pages or 1):.0f}" for one in each] + [f"{ratio:.2f}"]
+            for driver, one in zip(guest.DRIVERS, each, strict=True):
+                known = row.pages and driver in limit
+                cells.append(f"{one.middle / limit[driver].middle:.1f}" if known else "")
+            cells.append(f"{max(one.spread for one in each):.1%}")
+            per = "a page" if row.pages else "in all"
+            text += f"{f'{row.operation}, {per}':<32}" + "".join(f"{cell:>12}" for cell in cells) + "\n"
+    if ratios:
+        text += f"\nC/Rust: geometric mean {geometric_mean(ratios):.2f}, least {min(ratios):.2f}\n"
+    return text.lstrip("\n")
+
+
+def groups(rows: Iterable[Row]) -> list[tuple[str, int]]:
+    """Memory types with their page sizes, in the order of the types."""
+    found = {(row.memory_type, row.page_size) for row in rows}
+    return sorted(found, key=lambda each: (TYPES.index(each[0]), each[1]))
+
+
+def slope(points: Mapping[int, float]) -> float | None:
+    """Of a line through the points on log-log scales: 1 if it is proportional, 0 if it does not grow."""
+    if len(points) < 2 or not all(points.values()):
+        return None
+    xs, ys = [math.log(x) for x in points], [math.log(y) for y in points.values()]
+    return linear_regression(xs, ys).slope
+
+
+def growth(measured: Measured) -> str:
+    """How much more it costs with more pages, or with more files open."""
+    by_pages = {row for row in measured.rows if row.files == 1 and row.pages in GROWTH_PAGES}
+    by_files = {row for row in measured.rows if row.pages in (0, PAGES_OF_FILE)}
+    title = f"slope over {GROWTH_PAGES[0] >> 8} to {GROWTH_PAGES[-1] >> 8} MB"
+    text = slopes(title, measured, by_pages, "pages")
+    return text + slopes(
+        f"slope over {GROWTH_FILES[0]} to {GROWTH_FILES[-1]} files", measured, by_files, "files"
+    )
+
+
+def slopes(title: str, measured: Measured, rows: Iterable[Row], by: str) -> str:
+    """Of lines through rows that differ in one field only."""
+    lines: dict[Row, dict[str, dict[int, float]]] = {}
+    for row in rows:
+        alike = row._replace(pages=0) if by == "pages" else row._replace(files=0)
+        line = lines.setdefault(alike, {driver: {} for driver in guest.DRIVERS})
+        for driver, each in measured.rows[row].items():
+            line[driver][getattr(row, by)] = each.middle
+    text = f"\n{title:<44}" + "".join(f"{driver:>12}" for driver in guest.DRIVERS) + "\n"
+    for row in sorted(lines, key=lambda row: (TYPES.index(row.memory_type), row)):
+        found = [slope(lines[row][driver]) for driver in guest.DRIVERS]
+        cells = "".join(f"{'' if each is None else f'{each:.2f}':>12}" for each in found)
+        text += f"{f'{row.operation}, {row.memory_type}, {PAGE_SIZES[row.page_size]}':<44}{cells}\n"
+    return text

@@ -1,0 +1,102 @@
+"""Draws docs/bench-ratios and docs/bench-growth, SVG and PNG, of what `make bench` recorded.
+
+The same file gives the same plots, so that they only change when the record does. To be
+run by the Python of build/venv, as `make plots` does.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+from harness import bench, guest, target
+from harness.errors import Exit
+from harness.paths import TOP
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+DOCS = TOP / "docs"
+COLOURS = ("#4c72b0", "#dd8452")
+# One type says what the others do as well; of these, what a driver does most.
+OF_GROWTH = ("to_device", "to_system", "device_read", "close")
+
+
+def draw_ratios(measured: bench.Measured) -> None:
+    """Bars that end at how much the driver in C needs, of what the one in Rust does."""
+    groups = bench.groups(measured.rows)
+    figure, panels = pyplot.subplots(1, len(groups), figsize=(3 * len(groups), 4), sharex=True, squeeze=False)
+    for panel, (memory_type, page_size) in zip(panels[0], groups, strict=True):
+        ratios = {
+            row.operation: costs[guest.C_DRIVER].middle / costs[guest.RUST_DRIVER].middle
+            for row, costs in measured.rows.items()
+            if (row.memory_type, row.page_size) == (memory_type, page_size)
+            and bench.is_usual(row)
+            and row.operation != "memcpy"
+        }
+        names = list(reversed(ratios))
+        values = [ratios[name] for name in names]
+        panel.barh(names, [value - 1 for value in values], left=1, color=[COLOURS[v < 1] for v in values])
+        panel.axvline(1, color="black", linewidth=0.8)
+        panel.set_xscale("log", base=2)
+        panel.set_xlim(0.25, 4)
+        panel.set_xticks([0.25, 0.5, 1, 2, 4], ["¼", "½", "1", "2", "4"])
+        panel.set_title(f"{memory_type}, {bench.PAGE_SIZES[page_size]}", fontsize=10)
+    figure.suptitle(f"{measured.unit}: test_hmm / test_hmm_rs (over 1: the one in Rust needs fewer)")
+    save(figure, "bench-ratios")
+
+
+def draw_growth(measured: bench.Measured) -> None:
+    """Lines over pages and over open files, of private memory with small pages."""
+    figure, panels = pyplot.subplots(2, len(OF_GROWTH), figsize=(12, 6), squeeze=False)
+    for column, operation in enumerate(OF_GROWTH):
+        of_operation = {
+            row: costs
+            for row, costs in measured.rows.items()
+            if (row.memory_type, row.page_size, row.operation) == ("private", 4096, operation)
+        }
+        for driver, colour in zip(guest.DRIVERS, COLOURS, strict=True):
+            by_size = {
+                row.pages >> 8: costs[driver].middle
+                for row, costs in of_operation.items()
+                if row.files == 1 and row.pages in bench.GROWTH_PAGES
+            }
+            by_files = {
+                row.files: costs[driver].middle
+                for row, costs in of_operation.items()
+                if row.pages == bench.PAGES_OF_FILE
+            }
+            for panel, points in zip(panels[:, column], (by_size, by_files), strict=True):
+                panel.loglog(points.keys(), points.values(), "o-", color=colour, label=driver)
+        panels[0, column].set_title(operation)
+        panels[0, column].set_xlabel("MB")
+        panels[1, column].set_xlabel("open files, each with 2 MB")
+        # Also where nothing grows, as much space for a factor.
+        panels[1, column].set_ylim(1e5, 1e8)
+    panels[0, 0].legend()
+    figure.supylabel(measured.unit)
+    save(figure, "bench-growth")
+
+
+def save(figure: Figure, name: str) -> None:
+    figure.tight_layout()
+    # Not when it was drawn, and by which version.
+    for suffix, varying in (("svg", "Date"), ("png", "Software")):
+        path = DOCS / f"{name}.{suffix}"
+        figure.savefig(path, metadata={varying: None})
+        print(path, file=sys.stderr)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", nargs="?", type=Path, default=bench.RECORD, help="another bench.json")
+    args = parser.parse_args()
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.hashsalt": "bench", "svg.fonttype": "none"}
+    measured = bench.load(args.file)
+    draw_ratios(measured)
+    draw_growth(measured)
+    return Exit.PASSED
+
+
+if __name__ == "__main__":
+    target.exit_with(main)

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Memory whose pages are known to be of one size.
+
+use super::smaps::{self, Mapped};
+use crate::failure::Result;
+use crate::memory::Mapping;
+use crate::pages::{HUGE_PAGES, Pages};
+use crate::{ensure, ensure_eq};
+
+/// By what memory is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageSize {
+    /// By PTEs, of 4 KB.
+    Small,
+    /// By PMDs, of 2 MB.
+    Huge,
+}
+
+impl PageSize {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Small, Self::Huge];
+
+    /// Pages of 4 KB that one is as large as.
+    pub fn pages(self) -> usize {
+        match self {
+            Self::Small => 1,
+            Self::Huge => HUGE_PAGES,
+        }
+    }
+}
+
+/// Anonymous memory, all of which was written to.
+#[derive(Debug)]
+pub struct Buffer {
+    mapping: Mapping,
+    page_size: PageSize,
+}
+
+impl Buffer {
+    /// Maps memory and writes to it.
+    pub fn new(page_size: PageSize, count: usize) -> Result<Self> {
+        let mapping = match page_size {
+            PageSize::Small => Mapping::small(count)?,
+            PageSize::Huge => Mapping::huge(count)?,
+        };
+        for page in 0..count {
+            mapping.write(page, 0, page as u64);
+        }
+        let buffer = Self { mapping, page_size };
+        buffer.check()?;
+        Ok(buffer)
+    }
+
+    /// Fails unless all pages are mapped and of their size.
+    pub fn check(&self) -> Result {
+        let resident = self.all().bytes();
+        let huge = if self.page_size == PageSize::Huge { resident } else { 0 };
+        ensure_eq!(smaps::mapped(self.all())?, Mapped { resident, huge });
+        Ok(())
+    }
+
+    /// All its pages.
+    pub fn all(&self) -> Pages {
+        self.mapping.all()
+    }
+
+    /// The CPU reads each page.
+    pub fn touch(&self) {
+        self.mapping.touch(0..self.mapping.count());
+    }
+
+    /// The CPU copies all pages of another buffer.
+    pub fn copy_from(&self, other: &Self) {
+        assert_eq!(self.all().count, other.all().count);
+        let from: *const u8 = std::ptr::with_exposed_provenance(other.all().addr);
+        let to = std::ptr::with_exposed_provenance_mut(self.all().addr);
+        // SAFETY: Both buffers are mapped and of this size, and there are no references to them.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, self.all().bytes()) };
+    }
+
+    /// The first byte of the first page.
+    pub fn first_byte(&self) -> u8 {
+        self.mapping.read(0, 0).to_ne_bytes()[0]
+    }
+
+    /// Fails unless a snapshot that the device wrote here says the same of each page.
+    pub fn check_snapshot(&self, pages: usize, expected: u8) -> Result {
+        const BYTES: usize = size_of::<u64>();
+        const WORDS: usize = crate::pages::PAGE_SIZE / BYTES;
+        ensure!(pages % BYTES == 0);
+        for word in 0..pages / BYTES {
+            let found = self.mapping.read(word / WORDS, word % WORDS).to_ne_bytes();
+            ensure_eq!(found, [expected; BYTES], "snapshot of page {} and following", word * BYTES);
+        }
+        Ok(())
+    }
+}

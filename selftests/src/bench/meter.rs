@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Measured times.
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::time::{ClockId, clock_getcpuclockid};
+use nix::unistd::Pid;
+
+use super::buffer::PageSize;
+use crate::device::Driver;
+use crate::failure::{Context, Result};
+use crate::pages::PAGE_SIZE;
+use crate::uapi::MemoryType;
+
+/// What an operation is done on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// Of all buffers.
+    pub page_size: PageSize,
+    /// Pages that the operation is for; 0: it is for none.
+    pub pages: usize,
+    /// Files that are open.
+    pub files: usize,
+}
+
+/// What was measured of an operation.
+#[derive(Debug)]
+struct Row {
+    operation: &'static str,
+    setup: Setup,
+    /// Nanoseconds of each round.
+    elapsed: Vec<u128>,
+}
+
+/// Collects the time that operations take.
+#[derive(Debug, Default)]
+pub struct Meter {
+    rows: Vec<Row>,
+    /// Of a process.
+    idle: Option<ClockId>,
+}
+
+impl Meter {
+    /// Collects no time in which a process ran that runs when no other has anything to do.
+    pub fn without(idle: Pid) -> Result<Self> {
+        let idle = clock_getcpuclockid(idle).context("the process that runs when idle")?;
+        Ok(Self { rows: Vec::new(), idle: Some(idle) })
+    }
+
+    fn idle_time(&self) -> Result<Duration, Errno> {
+        self.idle.map_or(Ok(Duration::ZERO), |clock| Ok(clock.now()?.into()))
+    }
+
+    /// Does an operation and notes how long it takes.
+    pub fn measure<T>(
+        &mut self,
+        operation: &'static str,
+        setup: Setup,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let idle = self.idle_time()?;
+        let start = Instant::now();
+        let value = work().context(operation)?;
+        let elapsed = start.elapsed();
+        let elapsed = elapsed.saturating_sub(self.idle_time()? - idle).as_nanos();
+        match self.rows.iter_mut().find(|row| (row.operation, row.setup) == (operation, setup)) {
+            Some(row) => row.elapsed.push(elapsed),
+            None => self.rows.push(Row { operation, setup, elapsed: vec![elapsed] }),
+        }
+        Ok(value)
+    }
+
+    /// Writes a JSON object a row to standard output.
+    pub fn print(&self, memory_type: MemoryType, driver: Driver) {
+        for Row { operation, setup, elapsed } in &self.rows {
+            let Setup { page_size, pages, files } = setup;
+            let page_size = page_size.pages() * PAGE_SIZE;
+            println!(
+                "{{\"driver\": \"{driver}\", \"memory_type\": \"{memory_type}\", \
+                 \"page_size\": {page_size}, \"operation\": \"{operation}\", \
+                 \"pages\": {pages}, \"files\": {files}, \"elapsed\": {elapsed:?}}}"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fail;
+
+    #[test]
+    fn rounds_of_an_operation_are_one_row() {
+        let mut meter = Meter::default();
+        let small = Setup { page_size: PageSize::Small, pages: 1, files: 1 };
+        let huge = Setup { page_size: PageSize::Huge, ..small };
+        for setup in [small, huge, small] {
+            assert_eq!(meter.measure("read", setup, || Ok(7)), Ok(7));
+        }
+        let rounds: Vec<_> = meter.rows.iter().map(|row| (row.setup, row.elapsed.len())).collect();
+        assert_eq!(rounds, [(small, 2), (huge, 1)]);
+    }
+
+    #[test]
+    fn the_time_of_another_process_is_left_out() {
+        let mut meter = Meter::without(Pid::this()).unwrap();
+        let setup = Setup { page_size: PageSize::Small, pages: 1, files: 1 };
+        let start = Instant::now();
+        let works = || -> Result {
+            while start.elapsed() < Duration::from_millis(50) {}
+            Ok(())
+        };
+        meter.measure("read", setup, works).unwrap();
+        let left = u64::try_from(meter.rows[0].elapsed[0]).unwrap();
+        assert!(Duration::from_nanos(left) < start.elapsed() / 2, "{left} ns, none of them idle");
+    }
+
+    #[test]
+    fn a_failure_names_the_operation() {
+        let setup = Setup { page_size: PageSize::Small, pages: 1, files: 1 };
+        let fails = || -> Result { fail!("no memory") };
+        let failure = Meter::default().measure("read", setup, fails).unwrap_err();
+        assert!(failure.to_string().starts_with("read: "), "{failure}");
+    }
+}

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The operations that are measured.
+
+use std::path::Path;
+
+use super::buffer::{Buffer, PageSize};
+use super::meter::{Meter, Setup};
+use crate::device::Device;
+use crate::ensure_eq;
+use crate::failure::{Context, Result};
+use crate::pages::HUGE_PAGES;
+use crate::process::Child;
+use crate::uapi::{self, Cmd, MemoryType, prot};
+
+/// Pages that each of several files has on the device.
+const PAGES_OF_FILE: usize = HUGE_PAGES;
+/// Takes so little that one of it cannot be measured.
+const OPENINGS: usize = 64;
+
+/// Has a device do what is measured.
+#[derive(Debug)]
+pub struct Bench<'a> {
+    /// Of the device.
+    pub memory_type: MemoryType,
+    /// The device's.
+    pub node: &'a Path,
+    /// What was measured so far.
+    pub meter: Meter,
+}
+
+/// A device that moves and accesses all pages of a buffer.
+struct User<'a> {
+    device: &'a Device,
+    memory: &'a Buffer,
+    /// What the device reads, and is given to write. As large as the memory.
+    data: &'a Buffer,
+}
+
+impl User<'_> {
+    /// Issues a command, which must do something with each page if it counts them.
+    fn command(&self, request: u32) -> Result {
+        let pages = self.memory.all();
+        let mut cmd = Cmd {
+            addr: pages.addr as u64,
+            ptr: self.data.all().addr as u64,
+            npages: pages.count as u64,
+            ..Cmd::default()
+        };
+        self.device.raw(request, &mut cmd)?;
+        let expected = if request == uapi::RELEASE { 0 } else { pages.count as u64 };
+        ensure_eq!(cmd.cpages, expected);
+        Ok(())
+    }
+
+    fn to_device(&self) -> Result {
+        self.memory.check()?;
+        self.command(uapi::MIGRATE_TO_DEV).context("to the device")
+    }
+
+    /// There and back, so that the device has memory.
+    fn prepare(&self) -> Result {
+        self.to_device()?;
+        self.command(uapi::MIGRATE_TO_SYS).context("to system memory")
+    }
+}
+
+impl Bench<'_> {
+    fn open(&self) -> Result<Device> {
+        Device::open(self.node).context("opening a file")
+    }
+
+    /// Snapshot byte of a page on the device.
+    fn on_device(&self, page_size: PageSize) -> u8 {
+        let huge = if page_size == PageSize::Huge { prot::PMD } else { 0 };
+        self.memory_type.local() | prot::WRITE | huge
+    }
+
+    /// Sizes of the pages that the device can have.
+    pub fn page_sizes(&self) -> Result<Vec<PageSize>> {
+        let mut sizes = Vec::new();
+        for size in PageSize::ALL {
+            let memory = &Buffer::new(size, HUGE_PAGES)?;
+            let data = &Buffer::new(PageSize::Small, HUGE_PAGES)?;
+            let user = User { device: &self.open()?, memory, data };
+            user.to_device()?;
+            user.command(uapi::SNAPSHOT)?;
+            // Larger pages are split where the device has none.
+            if data.first_byte() == self.on_device(size) {
+                sizes.push(size);
+            }
+        }
+        Ok(sizes)
+    }
+
+    /// Everything that can be done with so many pages.
+    pub fn one_file(&mut self, page_size: PageSize, pages: usize) -> Result {
+        let setup = Setup { page_size, pages, files: 1 };
+        let data = &Buffer::new(page_size, pages)?;
+        self.migrations_and_accesses(setup, data)?;
+        self.ends(setup, data)?;
+        self.release_and_exclusive(setup, data)
+    }
+
+    fn migrations_and_accesses(&mut self, setup: Setup, data: &Buffer) -> Result {
+        let memory = &Buffer::new(setup.page_size, setup.pages)?;
+        self.meter.measure("memcpy", setup, || {
+            data.copy_from(memory);
+            Ok(())
+        })?;
+
+        let device = &self.open()?;
+        let user = User { device, memory, data };
+        user.prepare()?;
+        for (operation, request) in [
+            ("to_device", uapi::MIGRATE_TO_DEV),
+            ("snapshot", uapi::SNAPSHOT),
+            ("device_read", uapi::READ),
+            ("device_write", uapi::WRITE),
+            ("to_system", uapi::MIGRATE_TO_SYS),
+        ] {
+            self.meter.measure(operation, setup, || user.command(request))?;
+            if request == uapi::SNAPSHOT {
+                data.check_snapshot(setup.pages, self.on_device(setup.page_size))?;
+            }
+        }
+        if !self.memory_type.is_cpu_accessible() {
+            user.to_device()?;
+            self.meter.measure("cpu_fault", setup, || {
+                memory.touch();
+                Ok(())
+            })?;
+        }
+        memory.check()
+    }
+
+    /// What becomes of pages on the device without its being asked.
+    fn ends(&mut self, setup: Setup, data: &Buffer) -> Result {
+        let memory = Buffer::new(setup.page_size, setup.pages)?;
+        let device = self.open()?;
+        User { device: &device, memory: &memory, data }.to_device()?;
+        self.close(setup, device)?;
+
+        let device = self.open()?;
+        User { device: &device, memory: &memory, data }.to_device()?;
+        self.meter.measure("unmap", setup, || {
+            drop(memory);
+            Ok(())
+        })?;
+
+        let memory = Buffer::new(setup.page_size, setup.pages)?;
+        User { device: &device, memory: &memory, data }.to_device()?;
+        self.meter.measure("fork", setup, || Child::fork(|| Ok(()))?.join())
+    }
+
+    fn close(&mut self, setup: Setup, device: Device) -> Result {
+        self.meter.measure("close", setup, || {
+            drop(device);
+            Ok(())
+        })
+    }
+
+    fn release_and_exclusive(&mut self, setup: Setup, data: &Buffer) -> Result {
+        let memory = &Buffer::new(setup.page_size, setup.pages)?;
+        let device = &self.open()?;
+        let user = User { device, memory, data };
+        user.to_device()?;
+        self.meter.measure("release", setup, || user.command(uapi::RELEASE))?;
+        memory.check()?;
+        self.meter.measure("exclusive", setup, || user.command(uapi::EXCLUSIVE))
+    }
+
+    /// What one of several files costs that all have pages on the device.
+    pub fn several_files(&mut self, page_size: PageSize, files: usize) -> Result {
+        let setup = Setup { page_size, pages: PAGES_OF_FILE, files };
+        let data = &Buffer::new(page_size, PAGES_OF_FILE)?;
+        let mut others = Vec::new();
+        for _ in 1..files {
+            let (device, memory) = (self.open()?, Buffer::new(page_size, PAGES_OF_FILE)?);
+            User { device: &device, memory: &memory, data }.to_device()?;
+            others.push((device, memory));
+        }
+
+        let none = Setup { pages: 0, ..setup };
+        self.meter.measure("open_close", none, || {
+            (1..=OPENINGS).try_for_each(|_| Device::open(self.node).map(drop))?;
+            Ok(())
+        })?;
+
+        let memory = &Buffer::new(page_size, PAGES_OF_FILE)?;
+        let device = self.open()?;
+        let user = User { device: &device, memory, data };
+        user.prepare()?;
+        for (operation, request) in [
+            ("to_device", uapi::MIGRATE_TO_DEV),
+            ("device_read", uapi::READ),
+            ("to_system", uapi::MIGRATE_TO_SYS),
+        ] {
+            self.meter.measure(operation, setup, || user.command(request))?;
+        }
+        user.to_device()?;
+        self.close(setup, device)?;
+        memory.check()
+    }
+}
