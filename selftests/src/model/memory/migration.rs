@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Migration to the devices and back.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use nix::errno::Errno;
 
 use super::{Access, Block, Folio, FolioId, INVALID, Memory, Place, Pte, ZEROES};
+use crate::pages::HUGE_PAGES;
 
 impl Memory {
     /// The parts of a range that are migrated at a time, as far as there is memory that
@@ -170,6 +172,7 @@ impl Memory {
                 }
             }
         }
+        self.split_partly_mapped(&is_to_go);
         let mut is_all = true;
         for id in 0..self.folios.len() {
             if is_to_go(&self.folios[id]) && !self.folios[id].is_unused() {
@@ -184,6 +187,20 @@ impl Memory {
             }
         }
         is_all
+    }
+
+    /// Splits the huge pages of which a part is not mapped any more.
+    fn split_partly_mapped(&mut self, is_to_go: &impl Fn(&Folio) -> bool) {
+        let mut mapped = HashMap::new();
+        for folio in self.folios.iter().filter(|folio| is_to_go(folio) && folio.mapped > 0) {
+            if let Some(huge_page) = folio.huge_page {
+                *mapped.entry(huge_page).or_insert(0) += 1;
+            }
+        }
+        for folio in &mut self.folios {
+            let is_split = |huge_page| mapped.get(&huge_page).is_some_and(|&n| n < HUGE_PAGES);
+            folio.huge_page = folio.huge_page.filter(|&huge_page| !is_split(huge_page));
+        }
     }
 
     /// The device is closed, which evicts what it has allocated since it was opened, and
