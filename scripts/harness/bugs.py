@@ -113,6 +113,11 @@ BUGS = [
     ),
     hmm(
         "private",
+        "hmm.migrate_nohuge_hole",
+        "mm/migrate_device: offer no huge holes where huge pages are unwanted",
+    ),
+    hmm(
+        "private",
         "hmm.protected_zero",
         "mm/migrate_device: leave zero pages that userfaultfd protects",
     ),
