@@ -206,11 +206,8 @@ fn copy_to_pages(space: &AddressSpace, range: Range<usize>, buffer: &[u8]) -> Re
 ///
 /// Returns [`ENOENT`] if the CPU has taken one back meanwhile.
 pub(crate) fn exclusive(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>) -> Result {
-    for addr in range.clone().step_by(PAGE_SIZE) {
-        space
-            .mirror()
-            .make_exclusive(addr, space.device().memory())?;
-    }
+    let memory = space.device().memory();
+    space.mirror().make_exclusive(range.clone(), memory)?;
     read_back(space, cmd, range, OnDevice::Any)
 }
 
@@ -245,8 +242,8 @@ pub(crate) fn snapshot(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>)
         let prots = &mut prots[..window.len() / PAGE_SIZE];
         space
             .mirror()
-            .snapshot(window, space.device().memory(), |index, pfn| {
-                prots[index] = prot(space, pfn);
+            .snapshot(window, space.device().memory(), |indices, pfn| {
+                prots[indices].fill(prot(space, pfn));
             })?;
         writer.write_slice(prots)?;
         cmd.cpages += prots.len() as u64;
