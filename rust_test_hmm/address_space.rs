@@ -39,7 +39,7 @@ impl AddressSpace {
         })
     }
 
-    pub(crate) fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Arc<Device> {
         &self.device
     }
 

@@ -316,26 +316,27 @@ impl Pool {
         pages: &mut KVec<usize>,
     ) -> Option<(Arc<PageMap<Chunk>>, usize)> {
         let mut state = self.state.lock();
-        let mut map = None;
+        let mut list = *owner.folios.access_mut(&mut state);
+        let first = list.first()?;
+        let map = state.chunks[first.chunk()].as_ref()?.map.clone();
         let mut nr_folios = 0;
-        while nr_folios < max {
-            let Some(index) = owner.folios.access_mut(&mut state).first() else {
-                break;
-            };
+        let mut next = Some(first);
+        while let Some(index) = next.filter(|_| nr_folios < max) {
             let order = state.page(index)?.order;
-            let chunk = state.chunks[index.chunk()].as_ref()?;
-            let (number, _) = map.get_or_insert_with(|| (index.chunk(), chunk.map.clone()));
-            if *number != index.chunk() || pages.len() + (1 << order) > BLOCK_PAGES {
+            if index.chunk() != first.chunk() || pages.len() + (1 << order) > BLOCK_PAGES {
                 break;
             }
             for page in index.page()..index.page() + (1 << order) {
                 pages.push_within_capacity(page).ok()?;
             }
-            let owner = state.unlink(index)?;
-            state.link(&owner, index, order);
+            next = List::next(&mut *state, index);
             nr_folios += 1;
         }
-        map.map(|(_, map)| (map, nr_folios))
+        if let Some(next) = next {
+            list.rotate_to(&mut *state, next);
+            *owner.folios.access_mut(&mut state) = list;
+        }
+        Some((map, nr_folios))
     }
 
     /// Lists pages that are in use, no more than a block, all of one chunk, from chunk and page
