@@ -149,7 +149,11 @@ fn copy_from_pages(
             break;
         }
         match Chunk::backing_of(memory, page) {
-            Some(backing) => backing.page(0).ok_or(EFAULT)?.read(0, data)?,
+            Some(backing) => backing
+                .folio
+                .page(backing.first + page.index())
+                .ok_or(EFAULT)?
+                .read(0, data)?,
             None => page.read(0, data)?,
         }
         len += PAGE_SIZE;
@@ -190,9 +194,11 @@ fn copy_to_pages(space: &AddressSpace, range: Range<usize>, buffer: &[u8]) -> Re
         let Some(mapping) = guard.get(addr).filter(Mapping::is_writable) else {
             break;
         };
-        match Chunk::backing_of(memory, mapping.page()) {
+        let page = mapping.page();
+        match Chunk::backing_of(memory, page) {
             Some(backing) => {
-                backing.write(0, 0, data)?;
+                let at = backing.first + page.index();
+                backing.folio.write(at, 0, data)?;
                 mapping.mark_dirty()?;
             }
             None => mapping.write(0, data)?,
