@@ -353,10 +353,16 @@ pub(crate) fn snapshot(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>)
         let window = first_window(rest.clone());
         rest.start = window.end;
         let prots = &mut prots[..window.len() / PAGE_SIZE];
+        // Of pages that are mapped, so that it stays as long as the mirror is locked.
+        let mut chunk = 0..0;
         space
             .mirror()
             .snapshot(window, space.device().memory(), |indices, pfn| {
-                prots[indices].fill(prot(space, pfn));
+                let prot = prot(space, &mut chunk, pfn);
+                match &mut prots[indices] {
+                    [one] => *one = prot,
+                    several => several.fill(prot),
+                }
             })?;
         writer.write_slice(prots)?;
         cmd.cpages += prots.len() as u64;
@@ -364,11 +370,13 @@ pub(crate) fn snapshot(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>)
     Ok(())
 }
 
-fn prot(space: &AddressSpace, pfn: HmmPfn<'_>) -> u8 {
+/// Returns what a snapshot says of a page. `chunk` are the page frame numbers of the last chunk of
+/// the device that a page was in.
+fn prot(space: &AddressSpace, chunk: &mut Range<usize>, pfn: HmmPfn<'_>) -> u8 {
     if pfn.is_error() {
         return prot::ERROR;
     }
-    let Some(page) = pfn.page() else {
+    let Some(number) = pfn.pfn() else {
         return prot::NONE;
     };
     let access = if pfn.is_writable() {
@@ -381,21 +389,28 @@ fn prot(space: &AddressSpace, pfn: HmmPfn<'_>) -> u8 {
         PUD_ORDER => prot::PUD,
         _ => 0,
     };
-    where_page_is(space, page) | access | size
+    let place = if chunk.contains(&number) {
+        space.device().device_type().prot(true)
+    } else {
+        pfn.page()
+            .map_or(prot::NONE, |page| where_page_is(space, chunk, page))
+    };
+    place | access | size
 }
 
-fn where_page_is(space: &AddressSpace, page: FolioPage<'_>) -> u8 {
-    if space.device().memory().device_page(page).is_some() {
+fn where_page_is(space: &AddressSpace, chunk: &mut Range<usize>, page: FolioPage<'_>) -> u8 {
+    if let Some(page) = space.device().memory().device_page(page) {
+        let map = page.map();
+        *chunk = map.start_pfn()..map.start_pfn() + map.nr_pages();
         return space.device().device_type().prot(true);
     }
-    let local = false;
     let folio = page.folio();
     if folio.is_device_private() {
-        DeviceType::Private.prot(local)
+        DeviceType::Private.prot(false)
     } else if folio.is_device_coherent() {
-        DeviceType::Coherent.prot(local)
+        DeviceType::Coherent.prot(false)
     } else if folio.is_device_generic() {
-        DeviceType::Generic.prot(local)
+        DeviceType::Generic.prot(false)
     } else if page.is_zero_page() {
         prot::ZERO
     } else {
