@@ -154,8 +154,13 @@ fn set_dst_in_system(
     };
     let source = pages.source(head);
     let first = source.page().ok_or(EINVAL)?;
-    let page = first.index() + index - head;
-    let from = first.folio().page(page).ok_or(EINVAL)?;
+    let from = match index - head {
+        0 => first,
+        rest => {
+            let page = first.index() + rest;
+            first.folio().page(page).ok_or(EINVAL)?
+        }
+    };
     let folio = match Chunk::backing_of(memory, from) {
         Some(backing) => {
             let at = backing.first + from.index();
