@@ -221,10 +221,10 @@ mod tests {
 
             let mut found = [false; NR_PAGES];
             let mut present = [false; NR_PAGES];
-            mirror.snapshot(memory.range(), device.owner(), |index, pfn| {
+            mirror.snapshot(memory.range(), device.owner(), |indices, pfn| {
                 if let Some(page) = pfn.page() {
-                    present[index] = true;
-                    found[index] = device.owner().device_page(page).is_some();
+                    present[indices.clone()].fill(true);
+                    found[indices].fill(device.owner().device_page(page).is_some());
                 }
             })?;
             kunit_expect_eq!(
@@ -240,8 +240,8 @@ mod tests {
 
             // The private memory of one device is nothing that another could use.
             let mut present = [false; NR_PAGES];
-            mirror.snapshot(memory.range(), other.owner(), |index, pfn| {
-                present[index] = pfn.page().is_some();
+            mirror.snapshot(memory.range(), other.owner(), |indices, pfn| {
+                present[indices].fill(pfn.page().is_some());
             })?;
             let is_shown = memory_type != MemoryType::Private;
             kunit_expect_eq!(
@@ -260,10 +260,7 @@ mod tests {
         let memory = user_memory()?;
         let mirror = mirror(&memory)?;
         fill(&memory, 0..NR_PAGES, 1)?;
-        let range = memory.range();
-        for page in 0..2 {
-            mirror.make_exclusive(range.start + page * PAGE_SIZE, device.owner())?;
-        }
+        mirror.make_exclusive(addresses(&memory, 0..2), device.owner())?;
         let is_exclusive = |page: usize| {
             mirror
                 .lock()

@@ -2,14 +2,17 @@
 
 //! What a device does with the memory of a process.
 //!
-//! Data goes through a buffer of a fixed size. It is copied from and to the pages with the mirror
-//! locked, when none of them can be invalidated, and from and to user space without the lock, as
-//! that may fault.
+//! Data is copied between the pages and user space with the mirror locked, when none of them can be
+//! invalidated, and without faults. Where it takes one, it goes through a buffer of a fixed size,
+//! which is copied from and to user space without the lock.
 
 use crate::{
     address_space::AddressSpace,
     memory_types::DeviceType,
-    pool::Chunk,
+    pool::{
+        Backing,
+        Chunk, //
+    },
     uapi::{
         prot,
         Cmd, //
@@ -22,12 +25,19 @@ use crate::{
 use core::ops::Range;
 use kernel::{
     mm::{
-        folio::FolioPage,
+        folio::{
+            FolioPage,
+            OwnedFolio, //
+        },
         hmm::{
             Access,
             FaultMode,
             HmmPfn,
             Mapping, //
+        },
+        pgmap::{
+            MemoryType,
+            PageMapOwner, //
         }, //
     },
     page::PAGE_SIZE,
@@ -55,14 +65,66 @@ pub(crate) enum OnDevice {
     Required,
 }
 
-fn buffer() -> Result<KVVec<u8>> {
-    Ok(KVVec::from_elem(0, BUFFER_PAGES * PAGE_SIZE, GFP_KERNEL)?)
+/// Memory between the process's pages and the caller's, allocated when it is needed first.
+#[derive(Default)]
+struct Buffer(Option<KVVec<u8>>);
+
+impl Buffer {
+    fn get(&mut self) -> Result<&mut [u8]> {
+        if self.0.is_none() {
+            self.0 = Some(KVVec::zeroed(BUFFER_PAGES * PAGE_SIZE, GFP_KERNEL)?);
+        }
+        self.0.as_deref_mut().ok_or(ENOMEM)
+    }
 }
 
-/// Returns the caller's memory.
-fn user_slice(cmd: &Cmd, range: &Range<usize>) -> Result<UserSlice> {
+/// What is behind pages of a device, looked up once for those of a folio.
+///
+/// To be used while the pages are mapped in a mirror that is locked, as they cannot be freed then.
+struct Behind<'a> {
+    memory: &'a PageMapOwner<Chunk>,
+    /// Page frame numbers of the folio.
+    pfns: Range<usize>,
+    backing: Option<Backing>,
+}
+
+impl<'a> Behind<'a> {
+    fn new(memory: &'a PageMapOwner<Chunk>) -> Self {
+        Self {
+            memory,
+            pfns: 0..0,
+            backing: None,
+        }
+    }
+
+    /// Returns the memory behind a page, and the index of the page there, if it is device-private
+    /// memory of this device.
+    fn place(&mut self, page: FolioPage<'_>) -> Option<(&OwnedFolio, usize)> {
+        if self.memory.memory_type() != MemoryType::Private {
+            return None;
+        }
+        let pfn = page.pfn();
+        if !self.pfns.contains(&pfn) {
+            self.pfns = 0..0;
+            let first = pfn - page.index();
+            self.backing = Some(Chunk::backing_of(self.memory, page)?);
+            self.pfns = first..first + page.folio().nr_pages();
+        }
+        let backing = self.backing.as_ref()?;
+        Some((&backing.folio, backing.first + pfn - self.pfns.start))
+    }
+
+    /// Returns the page behind a page, if it is device-private memory of this device.
+    fn page(&mut self, page: FolioPage<'_>) -> Option<FolioPage<'_>> {
+        let (folio, index) = self.place(page)?;
+        folio.page(index)
+    }
+}
+
+/// Returns the caller's memory for an address of a range.
+fn user_ptr(cmd: &Cmd, range: &Range<usize>, addr: usize) -> Result<UserPtr> {
     let ptr = UserPtr::from_addr(usize::try_from(cmd.ptr)?);
-    Ok(UserSlice::new(ptr, range.len()))
+    Ok(ptr.wrapping_byte_add(addr - range.start))
 }
 
 /// Reads memory, faulting in what is not there.
@@ -76,21 +138,11 @@ pub(crate) fn read_unlocked(space: &AddressSpace, cmd: &mut Cmd, range: Range<us
 }
 
 fn read_with(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>, mode: FaultMode) -> Result {
-    let mut writer = user_slice(cmd, &range)?.writer();
-    let mut buffer = buffer()?;
-    let mut rest = range;
-    while !rest.is_empty() {
-        let len = copy_from_pages(space, rest.clone(), &mut buffer, OnDevice::Any)?;
-        if len == 0 {
-            fault(space, rest.clone(), Access::Read, mode)?;
-            cmd.faults += 1;
-            continue;
-        }
-        writer.write_slice(&buffer[..len])?;
-        cmd.cpages += (len / PAGE_SIZE) as u64;
-        rest.start += len;
-    }
-    Ok(())
+    read_pages(space, cmd, range, OnDevice::Any, |cmd, rest| {
+        fault(space, rest, Access::Read, mode)?;
+        cmd.faults += 1;
+        Ok(())
+    })
 }
 
 /// Maps the beginning of a range.
@@ -111,46 +163,71 @@ pub(crate) fn read_back(
     range: Range<usize>,
     on_device: OnDevice,
 ) -> Result {
-    let mut writer = user_slice(cmd, &range)?.writer();
-    let mut buffer = buffer()?;
-    let mut rest = range;
+    read_pages(space, cmd, range, on_device, |_, _| Err(ENOENT))
+}
+
+/// Reads memory. Calls `missing` with the rest of the range where it is not mapped.
+fn read_pages(
+    space: &AddressSpace,
+    cmd: &mut Cmd,
+    range: Range<usize>,
+    on_device: OnDevice,
+    mut missing: impl FnMut(&mut Cmd, Range<usize>) -> Result,
+) -> Result {
+    let mut buffer = Buffer::default();
+    let mut rest = range.clone();
     while !rest.is_empty() {
-        let len = copy_from_pages(space, rest.clone(), &mut buffer, on_device)?;
+        let dst = user_ptr(cmd, &range, rest.start)?;
+        let window = first_window(rest.clone());
+        let mut next = dst;
+        let mut len = copy_from_pages(space, window, on_device, |page| {
+            page.read_to_user(0, next, PAGE_SIZE)?;
+            next = next.wrapping_byte_add(PAGE_SIZE);
+            Ok(())
+        })?;
         if len == 0 {
-            return Err(ENOENT);
+            // The caller's memory may have to be faulted in.
+            let buffer = buffer.get()?;
+            let window = rest.start..rest.end.min(rest.start + buffer.len());
+            let mut chunks = buffer.chunks_exact_mut(PAGE_SIZE);
+            len = copy_from_pages(space, window, on_device, |page| {
+                page.read(0, chunks.next().ok_or(EFAULT)?)
+            })?;
+            UserSlice::new(dst, len)
+                .writer()
+                .write_slice(&buffer[..len])?;
         }
-        writer.write_slice(&buffer[..len])?;
+        if len == 0 {
+            missing(cmd, rest.clone())?;
+        }
         cmd.cpages += (len / PAGE_SIZE) as u64;
         rest.start += len;
     }
     Ok(())
 }
 
-/// Copies from pages to `buffer`, as long as it has room and they are mapped. Returns the number
-/// of bytes.
+/// Copies from pages, as long as they are mapped, and until `copy` returns [`EFAULT`]. Returns the
+/// number of bytes.
 fn copy_from_pages(
     space: &AddressSpace,
     range: Range<usize>,
-    buffer: &mut [u8],
     on_device: OnDevice,
+    mut copy: impl FnMut(FolioPage<'_>) -> Result,
 ) -> Result<usize> {
     let guard = space.mirror().lock();
     let memory = space.device().memory();
+    let mut behind = Behind::new(memory);
     let mut len = 0;
-    for (addr, data) in range
-        .step_by(PAGE_SIZE)
-        .zip(buffer.chunks_exact_mut(PAGE_SIZE))
-    {
-        let Some(mapping) = guard.get(addr) else {
-            break;
-        };
+    for mapping in guard.mapped(range) {
         let page = mapping.page();
-        if on_device == OnDevice::Required && memory.device_page(page).is_none() {
+        let behind = behind.page(page);
+        if on_device == OnDevice::Required && behind.is_none() && memory.device_page(page).is_none()
+        {
             break;
         }
-        match Chunk::backing_of(memory, page) {
-            Some(backing) => backing.page(0).ok_or(EFAULT)?.read(0, data)?,
-            None => page.read(0, data)?,
+        match copy(behind.unwrap_or(page)) {
+            Err(EFAULT) => break,
+            result => result?,
         }
         len += PAGE_SIZE;
     }
@@ -159,43 +236,79 @@ fn copy_from_pages(
 
 /// Writes memory, faulting in what is not there or not writable.
 pub(crate) fn write(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>) -> Result {
-    let mut reader = user_slice(cmd, &range)?.reader();
-    let mut buffer = buffer()?;
-    let mut rest = range;
+    let mut buffer = Buffer::default();
+    let mut rest = range.clone();
     while !rest.is_empty() {
-        let len = rest.len().min(buffer.len());
-        reader.read_slice(&mut buffer[..len])?;
-        let mut done = 0;
-        while done < len {
-            let copied = copy_to_pages(space, rest.clone(), &buffer[done..len])?;
-            if copied == 0 {
-                fault(space, rest.clone(), Access::Write, FaultMode::Locked)?;
-                cmd.faults += 1;
-            }
-            cmd.cpages += (copied / PAGE_SIZE) as u64;
-            done += copied;
-            rest.start += copied;
+        let src = user_ptr(cmd, &range, rest.start)?;
+        let mut len = write_from_user(space, first_window(rest.clone()), src)?;
+        if len == 0 {
+            // The caller's memory may have to be faulted in.
+            let buffer = buffer.get()?;
+            let data = &mut buffer[..rest.len().min(BUFFER_PAGES * PAGE_SIZE)];
+            UserSlice::new(src, data.len()).reader().read_slice(data)?;
+            len = write_from_buffer(space, rest.clone(), data)?;
         }
+        if len == 0 {
+            fault(space, rest.clone(), Access::Write, FaultMode::Locked)?;
+            cmd.faults += 1;
+        }
+        cmd.cpages += (len / PAGE_SIZE) as u64;
+        rest.start += len;
     }
     Ok(())
 }
 
-/// Copies from `buffer` to pages, as long as they are mapped writable. Returns the number of
-/// bytes.
-fn copy_to_pages(space: &AddressSpace, range: Range<usize>, buffer: &[u8]) -> Result<usize> {
-    let guard = space.mirror().lock();
-    let memory = space.device().memory();
-    let mut len = 0;
-    for (addr, data) in range.step_by(PAGE_SIZE).zip(buffer.chunks_exact(PAGE_SIZE)) {
-        let Some(mapping) = guard.get(addr).filter(Mapping::is_writable) else {
-            break;
-        };
-        match Chunk::backing_of(memory, mapping.page()) {
-            Some(backing) => {
-                backing.write(0, 0, data)?;
+/// Copies from user memory to pages, as long as they are mapped writable, and that is there.
+/// Returns the number of bytes.
+fn write_from_user(space: &AddressSpace, range: Range<usize>, src: UserPtr) -> Result<usize> {
+    let mut next = src;
+    copy_to_pages(space, range, |mapping, behind| {
+        match behind {
+            Some((backing, index)) => {
+                let result = backing.write_from_user(index, 0, next, PAGE_SIZE);
                 mapping.mark_dirty()?;
+                result?;
             }
-            None => mapping.write(0, data)?,
+            None => mapping.write_from_user(0, next, PAGE_SIZE)?,
+        }
+        next = next.wrapping_byte_add(PAGE_SIZE);
+        Ok(())
+    })
+}
+
+/// Copies from `data` to pages, as long as they are mapped writable. Returns the number of bytes.
+fn write_from_buffer(space: &AddressSpace, range: Range<usize>, data: &[u8]) -> Result<usize> {
+    let mut chunks = data.chunks_exact(PAGE_SIZE);
+    copy_to_pages(space, range, |mapping, behind| {
+        let data = chunks.next().ok_or(EFAULT)?;
+        match behind {
+            Some((backing, index)) => {
+                backing.write(index, 0, data)?;
+                mapping.mark_dirty()
+            }
+            None => mapping.write(0, data),
+        }
+    })
+}
+
+/// Copies to pages, as long as they are mapped writable, and until `copy` returns [`EFAULT`].
+/// Returns the number of bytes.
+fn copy_to_pages(
+    space: &AddressSpace,
+    range: Range<usize>,
+    mut copy: impl FnMut(Mapping<'_>, Option<(&OwnedFolio, usize)>) -> Result,
+) -> Result<usize> {
+    let guard = space.mirror().lock();
+    let mut behind = Behind::new(space.device().memory());
+    let mut len = 0;
+    for mapping in guard.mapped(range) {
+        if !mapping.is_writable() {
+            break;
+        }
+        let page = mapping.page();
+        match copy(mapping, behind.place(page)) {
+            Err(EFAULT) => break,
+            result => result?,
         }
         len += PAGE_SIZE;
     }
@@ -206,11 +319,8 @@ fn copy_to_pages(space: &AddressSpace, range: Range<usize>, buffer: &[u8]) -> Re
 ///
 /// Returns [`ENOENT`] if the CPU has taken one back meanwhile.
 pub(crate) fn exclusive(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>) -> Result {
-    for addr in range.clone().step_by(PAGE_SIZE) {
-        space
-            .mirror()
-            .make_exclusive(addr, space.device().memory())?;
-    }
+    let memory = space.device().memory();
+    space.mirror().make_exclusive(range.clone(), memory)?;
     read_back(space, cmd, range, OnDevice::Any)
 }
 
@@ -237,16 +347,22 @@ pub(crate) fn snapshot(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>)
     let nr_pages = range.len() / PAGE_SIZE;
     let ptr = UserPtr::from_addr(usize::try_from(cmd.ptr)?);
     let mut writer = UserSlice::new(ptr, nr_pages).writer();
-    let mut prots = KVec::from_elem(prot::NONE, WINDOW_PAGES, GFP_KERNEL)?;
+    let mut prots = KVec::zeroed(WINDOW_PAGES, GFP_KERNEL)?;
     let mut rest = range;
     while !rest.is_empty() {
         let window = first_window(rest.clone());
         rest.start = window.end;
         let prots = &mut prots[..window.len() / PAGE_SIZE];
+        // Of pages that are mapped, so that it stays as long as the mirror is locked.
+        let mut chunk = 0..0;
         space
             .mirror()
-            .snapshot(window, space.device().memory(), |index, pfn| {
-                prots[index] = prot(space, pfn);
+            .snapshot(window, space.device().memory(), |indices, pfn| {
+                let prot = prot(space, &mut chunk, pfn);
+                match &mut prots[indices] {
+                    [one] => *one = prot,
+                    several => several.fill(prot),
+                }
             })?;
         writer.write_slice(prots)?;
         cmd.cpages += prots.len() as u64;
@@ -254,11 +370,13 @@ pub(crate) fn snapshot(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>)
     Ok(())
 }
 
-fn prot(space: &AddressSpace, pfn: HmmPfn<'_>) -> u8 {
+/// Returns what a snapshot says of a page. `chunk` are the page frame numbers of the last chunk of
+/// the device that a page was in.
+fn prot(space: &AddressSpace, chunk: &mut Range<usize>, pfn: HmmPfn<'_>) -> u8 {
     if pfn.is_error() {
         return prot::ERROR;
     }
-    let Some(page) = pfn.page() else {
+    let Some(number) = pfn.pfn() else {
         return prot::NONE;
     };
     let access = if pfn.is_writable() {
@@ -271,18 +389,28 @@ fn prot(space: &AddressSpace, pfn: HmmPfn<'_>) -> u8 {
         PUD_ORDER => prot::PUD,
         _ => 0,
     };
-    where_page_is(space, page) | access | size
+    let place = if chunk.contains(&number) {
+        space.device().device_type().prot(true)
+    } else {
+        pfn.page()
+            .map_or(prot::NONE, |page| where_page_is(space, chunk, page))
+    };
+    place | access | size
 }
 
-fn where_page_is(space: &AddressSpace, page: FolioPage<'_>) -> u8 {
-    let local = space.device().memory().device_page(page).is_some();
+fn where_page_is(space: &AddressSpace, chunk: &mut Range<usize>, page: FolioPage<'_>) -> u8 {
+    if let Some(page) = space.device().memory().device_page(page) {
+        let map = page.map();
+        *chunk = map.start_pfn()..map.start_pfn() + map.nr_pages();
+        return space.device().device_type().prot(true);
+    }
     let folio = page.folio();
     if folio.is_device_private() {
-        DeviceType::Private.prot(local)
+        DeviceType::Private.prot(false)
     } else if folio.is_device_coherent() {
-        DeviceType::Coherent.prot(local)
+        DeviceType::Coherent.prot(false)
     } else if folio.is_device_generic() {
-        DeviceType::Generic.prot(local)
+        DeviceType::Generic.prot(false)
     } else if page.is_zero_page() {
         prot::ZERO
     } else {

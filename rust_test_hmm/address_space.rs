@@ -39,7 +39,7 @@ impl AddressSpace {
         })
     }
 
-    pub(crate) fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Arc<Device> {
         &self.device
     }
 
@@ -53,12 +53,12 @@ impl AddressSpace {
 
     /// Returns whether all pages of a range of addresses, in bytes, are mapped and on this device.
     pub(crate) fn is_on_device(&self, range: Range<usize>) -> bool {
+        let nr_pages = range.len() / PAGE_SIZE;
         let guard = self.mirror.lock();
         let memory = self.device.memory();
-        range.step_by(PAGE_SIZE).all(|addr| {
-            guard
-                .get(addr)
-                .is_some_and(|mapping| memory.device_page(mapping.page()).is_some())
-        })
+        let on_device = guard
+            .mapped(range)
+            .take_while(|mapping| memory.device_page(mapping.page()).is_some());
+        on_device.count() == nr_pages
     }
 }

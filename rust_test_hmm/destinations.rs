@@ -44,11 +44,13 @@ pub(crate) fn set_dst_on_device(
     index: usize,
     order: u32,
 ) -> Result<bool> {
-    let source = pages.source(head);
-    let from = |page: usize| {
-        source
-            .page()
-            .and_then(|first| first.folio().page(first.index() + index - head + page))
+    // The first of those to copy.
+    let from = match pages.source(head).page() {
+        Some(first) => {
+            let page = first.index() + index - head;
+            Some(first.folio().page(page).ok_or(EINVAL)?)
+        }
+        None => None,
     };
     let Ok(folio) = new_folio_on_device(space.device(), space.owner(), order, from) else {
         return Ok(false);
@@ -57,32 +59,35 @@ pub(crate) fn set_dst_on_device(
     Ok(true)
 }
 
-/// Allocates a folio of device memory and copies what `from` returns for each of its pages to it,
-/// or zeroes if it returns `None`.
-fn new_folio_on_device<'a>(
+/// Allocates a folio of device memory and copies as many pages of a folio to it, the first of which
+/// is `from`, or zeroes if that is `None`.
+fn new_folio_on_device(
     device: &Device,
     owner: &Arc<Owner>,
     order: u32,
-    from: impl Fn(usize) -> Option<FolioPage<'a>>,
+    from: Option<FolioPage<'_>>,
 ) -> Result<LockedFolio> {
     if device.memory().memory_type() != MemoryType::Private {
-        let folio = device.alloc(order, owner, &mut KVec::new())?;
-        return folio.fill(|to| match from(to.index()) {
-            Some(page) => to.copy_from(page),
-            None => to.clear(),
-        });
+        let folio = device.alloc(order, owner, &mut None)?;
+        return match from {
+            Some(page) => folio.fill_from(page),
+            None => folio.fill(|to| to.clear()),
+        };
     }
 
-    let mut backing = KVec::with_capacity(1 << order, GFP_KERNEL)?;
-    // The pool takes them from the end.
-    for index in (0..1 << order).rev() {
-        let memory = match from(index) {
-            Some(page) => OwnedFolio::copy_of(page, GFP_HIGHUSER)?,
-            None => OwnedFolio::zeroed(GFP_HIGHUSER, 0)?,
-        };
-        backing.push(memory, GFP_KERNEL)?;
-    }
-    device.alloc(order, owner, &mut backing)?.into_private()
+    // Small pages will do where there is no large one.
+    let flags = if order > 0 {
+        GFP_HIGHUSER | __GFP_NOWARN
+    } else {
+        GFP_HIGHUSER
+    };
+    let backing = match from {
+        Some(page) => OwnedFolio::copy_of(page, flags, order)?,
+        None => OwnedFolio::zeroed(flags, order)?,
+    };
+    device
+        .alloc(order, owner, &mut Some(backing))?
+        .into_private()
 }
 
 /// Has all pages migrated to system memory. A failure that `owner` asks for is one to allocate it.
@@ -145,16 +150,20 @@ fn set_dst_in_system(
     };
     let source = pages.source(head);
     let first = source.page().ok_or(EINVAL)?;
-    let folio = folio.fill(|to| {
-        let from = first
-            .folio()
-            .page(first.index() + index - head + to.index())
-            .ok_or(EINVAL)?;
-        match Chunk::backing_of(memory, from) {
-            Some(backing) => to.copy_from(backing.page(0).ok_or(EINVAL)?),
-            None => to.copy_from(from),
+    let from = match index - head {
+        0 => first,
+        rest => {
+            let page = first.index() + rest;
+            first.folio().page(page).ok_or(EINVAL)?
         }
-    })?;
+    };
+    let folio = match Chunk::backing_of(memory, from) {
+        Some(backing) => {
+            let at = backing.first + from.index();
+            folio.fill_from(backing.folio.page(at).ok_or(EINVAL)?)?
+        }
+        None => folio.fill_from(from)?,
+    };
     pages.set_dst(index, folio)?;
     Ok(true)
 }

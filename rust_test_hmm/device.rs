@@ -144,7 +144,7 @@ impl Device {
         &self,
         order: u32,
         owner: &Arc<Owner>,
-        backing: &mut KVec<OwnedFolio>,
+        backing: &mut Option<OwnedFolio>,
     ) -> Result<NewFolio> {
         loop {
             let (map, page) = self.pool.take(order, owner, backing).ok_or(ENOMEM)?;

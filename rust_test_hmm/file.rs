@@ -92,15 +92,18 @@ impl MiscDevice for File {
     }
 
     fn release(file: Pin<KBox<Self>>, _fs_file: &FsFile) {
-        let (device, owner) = (file.space.device(), file.space.owner());
+        let device = file.space.device().clone();
+        let owner = file.space.owner().clone();
+        // Nothing that is evicted has to be invalidated any more.
+        drop(file);
         // Out of memory is a reason to leave pages behind, too. They are the device's to evict
         // later.
         let _ = Evictor::new().and_then(|mut evictor| {
             // The second time for what was locked or referenced for a moment.
-            evictor.evict_owned(device.pool(), owner)?;
-            evictor.evict_owned(device.pool(), owner)
+            evictor.evict_owned(device.pool(), &owner)?;
+            evictor.evict_owned(device.pool(), &owner)
         });
-        let nr_folios = device.pool().nr_folios(owner);
+        let nr_folios = device.pool().nr_folios(&owner);
         if nr_folios > 0 {
             pr_info!(
                 "{}: {nr_folios} folios of a closed file cannot be evicted now\n",

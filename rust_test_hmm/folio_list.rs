@@ -78,6 +78,32 @@ impl List {
         self.len += 1;
     }
 
+    /// Returns the folio behind another one, which must be in this list.
+    pub(crate) fn next(folios: &mut impl Folios, index: PageIndex) -> Option<PageIndex> {
+        folios.links(index)?.next
+    }
+
+    /// Moves all folios before `index`, which must be in this list, to the end.
+    pub(crate) fn rotate_to(&mut self, folios: &mut impl Folios, index: PageIndex) {
+        let (Some(first), Some(last)) = (self.first, self.last) else {
+            return;
+        };
+        let Some(prev) = folios.links(index).and_then(|links| links.prev.take()) else {
+            return;
+        };
+        if let Some(links) = folios.links(last) {
+            links.next = Some(first);
+        }
+        if let Some(links) = folios.links(first) {
+            links.prev = Some(last);
+        }
+        if let Some(links) = folios.links(prev) {
+            links.next = None;
+        }
+        self.first = Some(index);
+        self.last = Some(prev);
+    }
+
     /// Removes a folio, which must be in this list.
     pub(crate) fn remove(&mut self, folios: &mut impl Folios, index: PageIndex) {
         let Some(links) = folios.links(index) else {
@@ -152,6 +178,22 @@ mod tests {
             list.push(&mut chunk, folio(page));
         }
         assert!(has(&list, &mut chunk, &[2, 0, 3]));
+    }
+
+    #[test]
+    fn folios_can_go_to_the_end() {
+        let (mut list, mut chunk) = (List::default(), Chunk::default());
+        for page in 0..4 {
+            list.push(&mut chunk, folio(page));
+        }
+        list.rotate_to(&mut chunk, folio(0));
+        assert!(has(&list, &mut chunk, &[0, 1, 2, 3]));
+        list.rotate_to(&mut chunk, folio(1));
+        assert!(has(&list, &mut chunk, &[1, 2, 3, 0]));
+        list.rotate_to(&mut chunk, folio(0));
+        assert!(has(&list, &mut chunk, &[0, 1, 2, 3]));
+        assert_eq!(List::next(&mut chunk, folio(2)), Some(folio(3)));
+        assert_eq!(List::next(&mut chunk, folio(3)), None);
     }
 
     #[test]

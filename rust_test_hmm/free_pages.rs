@@ -4,7 +4,6 @@
 
 use core::ops::Range;
 use kernel::{
-    bitmap::BitmapVec,
     mm::{
         PMD_ORDER,
         PMD_PAGES, //
@@ -15,20 +14,57 @@ use kernel::{
 /// Pages in a block, the unit in which large folios are handed out.
 pub(crate) const BLOCK_PAGES: usize = PMD_PAGES;
 
+/// A bit for each page.
+struct Bits(KVec<u64>);
+
+impl Bits {
+    /// Creates bits for so many pages, all of them zero.
+    fn new(nr_pages: usize) -> Result<Self> {
+        Ok(Self(KVec::zeroed(nr_pages.div_ceil(64), GFP_KERNEL)?))
+    }
+
+    /// Sets or clears the bits of a range of pages.
+    fn change(&mut self, pages: Range<usize>, set: bool) {
+        let mut next = pages.start;
+        while next < pages.end {
+            let (word, bit) = (next / 64, next % 64);
+            let bits = (64 - bit).min(pages.end - next);
+            let mask = (u64::MAX >> (64 - bits)) << bit;
+            if set {
+                self.0[word] |= mask;
+            } else {
+                self.0[word] &= !mask;
+            }
+            next += bits;
+        }
+    }
+
+    /// Returns the first page from `start` on whose bit is set.
+    fn next(&self, start: usize) -> Option<usize> {
+        let mut word = start / 64;
+        let mut bits = self.0.get(word)? & (u64::MAX << (start % 64));
+        while bits == 0 {
+            word += 1;
+            bits = *self.0.get(word)?;
+        }
+        Some(word * 64 + bits.trailing_zeros() as usize)
+    }
+}
+
 /// Free pages, from which single pages and whole blocks can be taken.
 ///
 /// Single pages are taken from blocks that are in use already where possible, so that whole ones
 /// stay free. What is put back makes a block whole again by itself.
 pub(crate) struct FreePages {
-    free: BitmapVec,
-    /// Pages that were taken, and will not be put back.
-    discarded: BitmapVec,
+    free: Bits,
+    /// Pages that were taken and may be put back.
+    in_use: Bits,
     /// Number of free pages by block.
     free_in_block: KVec<usize>,
     /// The block of which the last single page was taken.
     current: usize,
     nr_free: usize,
-    nr_discarded: usize,
+    nr_in_use: usize,
 }
 
 impl FreePages {
@@ -37,17 +73,15 @@ impl FreePages {
         if nr_pages == 0 || nr_pages % BLOCK_PAGES != 0 {
             return Err(EINVAL);
         }
-        let mut free = BitmapVec::new(nr_pages, GFP_KERNEL)?;
-        for page in 0..nr_pages {
-            free.set_bit(page);
-        }
+        let mut free = Bits::new(nr_pages)?;
+        free.change(0..nr_pages, true);
         Ok(Self {
             free,
-            discarded: BitmapVec::new(nr_pages, GFP_KERNEL)?,
+            in_use: Bits::new(nr_pages)?,
             free_in_block: KVec::from_elem(BLOCK_PAGES, nr_pages / BLOCK_PAGES, GFP_KERNEL)?,
             current: 0,
             nr_free: nr_pages,
-            nr_discarded: 0,
+            nr_in_use: 0,
         })
     }
 
@@ -63,7 +97,7 @@ impl FreePages {
 
     /// Returns the number of pages that were taken and may be put back.
     pub(crate) fn nr_in_use(&self) -> usize {
-        self.free.len() - self.nr_free - self.nr_discarded
+        self.nr_in_use
     }
 
     /// Takes a page, or a block if `order` is [`PMD_ORDER`], and returns the index of its first
@@ -73,17 +107,17 @@ impl FreePages {
             0 if self.nr_free > 0 => {
                 let block = self.partial_block().or_else(|| self.whole_block())?;
                 self.current = block;
-                self.free.next_bit(block * BLOCK_PAGES)?
+                self.free.next(block * BLOCK_PAGES)?
             }
             PMD_ORDER => self.whole_block()? * BLOCK_PAGES,
             _ => return None,
         };
         let pages = page..page + (1 << order);
-        for page in pages.clone() {
-            self.free.clear_bit(page);
-        }
+        self.free.change(pages.clone(), false);
+        self.in_use.change(pages.clone(), true);
         self.free_in_block[page / BLOCK_PAGES] -= pages.len();
         self.nr_free -= pages.len();
+        self.nr_in_use += pages.len();
         Some(page)
     }
 
@@ -91,27 +125,20 @@ impl FreePages {
     pub(crate) fn put(&mut self, pages: Range<usize>) {
         self.free_in_block[pages.start / BLOCK_PAGES] += pages.len();
         self.nr_free += pages.len();
-        for page in pages {
-            self.free.set_bit(page);
-        }
+        self.nr_in_use -= pages.len();
+        self.in_use.change(pages.clone(), false);
+        self.free.change(pages, true);
     }
 
     /// Does without a page that was taken.
     pub(crate) fn discard(&mut self, page: usize) {
-        self.nr_discarded += 1;
-        self.discarded.set_bit(page);
+        self.nr_in_use -= 1;
+        self.in_use.change(page..page + 1, false);
     }
 
     /// Returns the first page from `start` on that is in use.
-    pub(crate) fn next_in_use(&self, mut start: usize) -> Option<usize> {
-        while start < self.free.len() {
-            let page = self.free.next_zero_bit(start)?;
-            if self.discarded.next_bit(page) != Some(page) {
-                return Some(page);
-            }
-            start = page + 1;
-        }
-        None
+    pub(crate) fn next_in_use(&self, start: usize) -> Option<usize> {
+        self.in_use.next(start)
     }
 
     fn partial_block(&self) -> Option<usize> {
@@ -139,6 +166,22 @@ mod tests {
         assert!(FreePages::new(0).is_err());
         assert!(FreePages::new(BLOCK_PAGES + 1).is_err());
         assert!(FreePages::new(BLOCK_PAGES).is_ok());
+    }
+
+    #[test]
+    fn bits_of_ranges() -> Result {
+        let mut bits = Bits::new(192)?;
+        assert_eq!(bits.next(0), None);
+        for pages in [3..4, 60..70, 64..128, 0..192] {
+            bits.change(pages.clone(), true);
+            assert_eq!(bits.next(0), Some(pages.start));
+            assert_eq!(bits.next(pages.end - 1), Some(pages.end - 1));
+            assert_eq!(bits.next(pages.end), None);
+            bits.change(pages.start + 1..pages.end, false);
+            assert_eq!(bits.next(pages.start + 1), None);
+            bits.change(pages, false);
+        }
+        Ok(())
     }
 
     #[test]

@@ -53,10 +53,6 @@ use kernel::{
 /// Number of a chunk, and index of a page within.
 type Position = (usize, usize);
 
-/// How many pages' memory is taken out of the pool at a time, to be freed: few, as that is kept on
-/// the stack.
-const FREE_AT_A_TIME: usize = 32;
-
 /// Whom pages were allocated for: an open file.
 ///
 /// Pages have a reference on it, so it exists longer than the file if some cannot be evicted.
@@ -88,16 +84,25 @@ impl Owner {
 
     /// Returns whether an allocation shall fail, which is so just once.
     pub(crate) fn take_fail_alloc(&self) -> bool {
-        self.flags.cmpxchg(uapi::FLAG_FAIL_ALLOC, 0, Full).is_ok()
+        // It hardly ever shall, and only who changes it needs to be the one.
+        self.flags.load(Relaxed) == uapi::FLAG_FAIL_ALLOC
+            && self.flags.cmpxchg(uapi::FLAG_FAIL_ALLOC, 0, Full).is_ok()
     }
 }
 
-/// What the pool knows of a page.
+/// What is behind the pages of a device-private folio.
+#[derive(Clone)]
+pub(crate) struct Backing {
+    pub(crate) folio: OwnedFolio,
+    /// Where the memory of the first page is in there: that of what was split off a folio is the
+    /// memory of the rest as well.
+    pub(crate) first: usize,
+}
+
+/// What the pool knows of a folio, by its first page.
 #[derive(Default)]
 struct PageState {
-    /// The memory of a device-private page.
     backing: Option<OwnedFolio>,
-    /// The following are those of the first page of a folio only.
     owner: Option<Arc<Owner>>,
     order: u32,
     links: Links,
@@ -246,13 +251,12 @@ impl Pool {
 
     /// Takes pages for a folio of order 0 or `PMD_ORDER`, and returns where they are.
     ///
-    /// `backing` is their memory if they are device-private, a page each; it is taken if this
-    /// returns `Some`.
+    /// `backing` is their memory if they are device-private; it is taken if this returns `Some`.
     pub(crate) fn take(
         &self,
         order: u32,
         owner: &Arc<Owner>,
-        backing: &mut KVec<OwnedFolio>,
+        backing: &mut Option<OwnedFolio>,
     ) -> Option<(Arc<PageMap<Chunk>>, usize)> {
         let mut state = self.state.lock();
         let (number, page) = state
@@ -263,34 +267,22 @@ impl Pool {
         state.link(owner, PageIndex::new(number, page), order);
 
         let chunk = state.chunks[number].as_mut()?;
-        for state in &mut chunk.pages[page..page + (1 << order)] {
-            state.backing = backing.pop();
-        }
+        chunk.pages[page].backing = backing.take();
         Some((chunk.map.clone(), page))
     }
 
     /// Puts the pages of a folio back.
     pub(crate) fn put(&self, number: usize, pages: Range<usize>) {
-        // Their memory is freed without the lock, a few pages at a time, so that no other CPU waits
-        // for that with interrupts disabled. Nobody can take the pages meanwhile.
-        let mut first = pages.start;
-        while first < pages.end {
-            let end = pages.end.min(first + FREE_AT_A_TIME);
-            let mut backing = [const { None::<OwnedFolio> }; FREE_AT_A_TIME];
-            if let Some(chunk) = self.state.lock().chunks[number].as_mut() {
-                for (page, backing) in chunk.pages[first..end].iter_mut().zip(&mut backing) {
-                    *backing = page.backing.take();
-                }
-            }
-            first = end;
-        }
-
         let mut state = self.state.lock();
         let owner = state.unlink(PageIndex::new(number, pages.start));
+        let mut backing = None;
         if let Some(chunk) = state.chunks[number].as_mut() {
+            backing = chunk.pages[pages.start].backing.take();
             chunk.free.put(pages);
         }
+        // What is behind them is freed without the lock, so that no other CPU waits for that.
         drop(state);
+        drop(backing);
         drop(owner);
     }
 
@@ -336,26 +328,27 @@ impl Pool {
         pages: &mut KVec<usize>,
     ) -> Option<(Arc<PageMap<Chunk>>, usize)> {
         let mut state = self.state.lock();
-        let mut map = None;
+        let mut list = *owner.folios.access_mut(&mut state);
+        let first = list.first()?;
+        let map = state.chunks[first.chunk()].as_ref()?.map.clone();
         let mut nr_folios = 0;
-        while nr_folios < max {
-            let Some(index) = owner.folios.access_mut(&mut state).first() else {
-                break;
-            };
+        let mut next = Some(first);
+        while let Some(index) = next.filter(|_| nr_folios < max) {
             let order = state.page(index)?.order;
-            let chunk = state.chunks[index.chunk()].as_ref()?;
-            let (number, _) = map.get_or_insert_with(|| (index.chunk(), chunk.map.clone()));
-            if *number != index.chunk() || pages.len() + (1 << order) > BLOCK_PAGES {
+            if index.chunk() != first.chunk() || pages.len() + (1 << order) > BLOCK_PAGES {
                 break;
             }
             for page in index.page()..index.page() + (1 << order) {
                 pages.push_within_capacity(page).ok()?;
             }
-            let owner = state.unlink(index)?;
-            state.link(&owner, index, order);
+            next = List::next(&mut *state, index);
             nr_folios += 1;
         }
-        map.map(|(_, map)| (map, nr_folios))
+        if let Some(next) = next {
+            list.rotate_to(&mut *state, next);
+            *owner.folios.access_mut(&mut state) = list;
+        }
+        Some((map, nr_folios))
     }
 
     /// Lists pages that are in use, no more than a block, all of one chunk, from chunk and page
@@ -432,28 +425,32 @@ impl Chunk {
         };
         // The first call says how much is left of the folio.
         page.order = page.order.min((pages.start - head).trailing_zeros());
+        let backing = page.backing.clone();
         if let Some(owner) = page.owner.clone() {
             let index = PageIndex::new(self.number, pages.start);
             state.link(&owner, index, pages.len().trailing_zeros());
+            if let Some(page) = state.page(index) {
+                page.backing = backing;
+            }
         }
     }
 
-    /// Returns the memory of a device-private page in use.
-    fn backing(&self, page: usize) -> Option<OwnedFolio> {
+    /// Returns what is behind a device-private folio in use, by its first page.
+    fn backing(&self, page: usize) -> Option<Backing> {
         let mut state = self.pool.state.lock();
-        state
-            .page(PageIndex::new(self.number, page))?
-            .backing
-            .clone()
+        let state = state.page(PageIndex::new(self.number, page))?;
+        let folio = state.backing.clone()?;
+        // Both are aligned to the size that it was allocated with.
+        let first = page & (folio.nr_pages() - 1);
+        Some(Backing { folio, first })
     }
 
-    /// Returns the memory of a page if it is device-private memory of the given owner.
-    pub(crate) fn backing_of(
-        memory: &PageMapOwner<Self>,
-        page: FolioPage<'_>,
-    ) -> Option<OwnedFolio> {
+    /// Returns what is behind the folio of a page if it is device-private memory of the given
+    /// owner.
+    pub(crate) fn backing_of(memory: &PageMapOwner<Self>, page: FolioPage<'_>) -> Option<Backing> {
+        let index = page.index();
         let page = memory.device_page(page)?;
-        page.map().data().backing(page.index())
+        page.map().data().backing(page.index() - index)
     }
 
     /// Returns whom the folio of which `page` is the first was allocated for.
