@@ -26,6 +26,7 @@ needs-defects := kernel vm program
 needs-bugs := kernel vm program dax
 needs-compare := kernel vm program dax
 needs-dax := kernel vm dax
+needs-sample := kernel vm
 needs-cargo-test := tree cargo-test
 needs-check := check
 needs-mbox := tree
@@ -45,6 +46,7 @@ features-rustdoc := kunit
 features-bugs := dax
 features-compare := dax
 features-dax := dax
+features-sample := sample
 features-test := dax kunit
 features-test-long := dax kunit
 FEATURES ?= $(sort $(foreach goal,$(MAKECMDGOALS),$(features-$(goal))))
@@ -61,7 +63,7 @@ seed = $(if $(SEED),--seed '$(SEED)')
 
 # An old verdict must not outlive a failure, not even one of what a target needs first.
 targets-with-results := run test test-long hmm-tests kselftest kunit selftests defects compare bugs dax \
-	check check-drivers cargo-test clippy rustdoc test-deps
+	sample check check-drivers cargo-test clippy rustdoc test-deps
 old-verdicts := $(patsubst %,build/results/%$(if $(KCONFIG),-$(KCONFIG))/summary.json, \
 	$(filter $(targets-with-results),$(MAKECMDGOALS)))
 ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),) # not for make -n
@@ -91,6 +93,8 @@ help:
 	@echo '                    BASE=measure boots the unpatched one, BASE=record records it'
 	@echo 'make bugs           tests of what the series fixes on both kernels: FILTER="parts of names"'
 	@echo 'make dax            device-dax and fs-dax do not change: DRIVERS=... FILTER="parts of names"'
+	@echo 'make sample         a driver in Rust of a PCI device of QEMU'"'"'s: samples/rust/rust_svm;'
+	@echo '                    FILTER="parts of names"'
 	@echo 'make kselftest      the kernel tree'"'"'s own way to run hmm-tests, on test_hmm built in as well'
 	@echo 'make bisect         the commit that changes what becomes of FILTER=test:'
 	@echo '                    DRIVER=test_hmm|test_hmm_rs TYPE=... RANGE=a..b ATTEMPTS=1'
@@ -119,7 +123,7 @@ kernel-base: tree
 debug-kernel: tree
 	@scripts/kernel debug
 
-.PHONY: vm hmm-tests compare bugs dax kunit selftests defects cargo-test kselftest bisect
+.PHONY: vm hmm-tests compare bugs dax sample kunit selftests defects cargo-test kselftest bisect
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
@@ -151,6 +155,9 @@ bugs: $(kernel-target) $(if $(BASE),kernel-base)
 
 dax: kernel $(if $(BASE),kernel-base)
 	@scripts/dax.py $(base) $(if $(DRIVERS),--drivers '$(DRIVERS)') $(FILTER)
+
+sample: $(kernel-target)
+	@scripts/sample.py --kernel $(kernel-name) $(FILTER)
 
 # test_hmm as a module, and built into a kernel of its own.
 kselftest: kernel

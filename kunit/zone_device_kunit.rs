@@ -8,6 +8,7 @@
 use kernel::prelude::*;
 
 mod device;
+mod device_memory;
 mod life_cycle;
 mod migration;
 mod mirror;

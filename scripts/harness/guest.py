@@ -49,14 +49,14 @@ def boot(
     timeout: float,
     on_line: vm.OnLine | None,
     options: Iterable[str] = (),
-    devices: Sequence[str] = (),
+    qemu: Sequence[str] = (),
 ) -> tuple[vm.Result, list[str]]:
-    """Boots a VM for the commands, with more options of the kernel's and devices of QEMU's.
+    """Boots a VM for the commands, with more options of the kernel's and of QEMU's.
 
     Fills in what run says of the whole; returns the VM's result, and the lines printed.
     """
     console = folder / "console.log"
-    result = vm.run(run.kernel, f"exec 2>&1\n{commands}", console, timeout, on_line, options, devices)
+    result = vm.run(run.kernel, f"exec 2>&1\n{commands}", console, timeout, on_line, options, qemu)
     print(f"\r    {run.name}: done in {result.seconds:.0f} s" + " " * 20, file=sys.stderr)
     output = [line for _, line in result.lines]
     (folder / "output").write_text("\n".join(output) + "\n", encoding="utf-8")
@@ -74,7 +74,7 @@ def run_ktap(
     folder: Path,
     timeout: float,
     options: Iterable[str] = (),
-    devices: Sequence[str] = (),
+    qemu: Sequence[str] = (),
     keep_log: bool = False,
 ) -> None:
     """Boots a VM for commands that print KTAP, and fills in run.
@@ -92,7 +92,7 @@ def run_ktap(
         elif not last and text == ktap.VERSION:  # booted
             last = seconds
 
-    result, output = boot(run, commands, folder, timeout, line, options, devices)
+    result, output = boot(run, commands, folder, timeout, line, options, qemu)
     document = ktap.parse(output)
     for path, test in ktap.cases(document):
         name = path[-1]

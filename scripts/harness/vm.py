@@ -40,7 +40,7 @@ SPM_DEVICES = 4  # coherent and generic, two of each
 SPM_ADDRS = (SPM_START, SPM_START + SPM_DEVICE_SIZE)
 
 # A device for VFIO to give away, and the IOMMU that this takes.
-VFIO_DEVICES = ("intel-iommu", "edu")
+VFIO_DEVICES = ("-device intel-iommu", "-device edu")
 
 CMDLINE = [
     "nokaslr",  # its parser of memmap= does not know '%'
@@ -157,7 +157,7 @@ def at_once() -> int:
     return min(wanted, fit)
 
 
-def vng_command(flavour: str, options: Iterable[str] = (), devices: Iterable[str] = ()) -> list[str]:
+def vng_command(flavour: str, options: Iterable[str] = (), qemu: Iterable[str] = ()) -> list[str]:
     find_tool("qemu-system-x86_64")
     kvm = accelerator() == "kvm"
     command = [find_tool("vng"), "--verbose", "--disable-microvm", "--force-9p"]
@@ -172,8 +172,8 @@ def vng_command(flavour: str, options: Iterable[str] = (), devices: Iterable[str
         cmdline += CMDLINE_OF_DEBUG
     for option in cmdline:
         command += ["--append", option]
-    if devices:
-        command.append("--qemu-opts=" + " ".join(f"-device {device}" for device in devices))
+    if qemu:
+        command.append("--qemu-opts=" + " ".join(qemu))
     return command
 
 
@@ -242,11 +242,11 @@ def run(
     timeout: float,
     on_line: OnLine | None = None,
     options: Iterable[str] = (),
-    devices: Sequence[str] = (),
+    qemu: Sequence[str] = (),
 ) -> Result:
     """Runs a shell command in a VM; calls on_line(seconds, line) as it prints.
 
-    options are for the kernel's command line, devices QEMU's.
+    options are for the kernel's command line, qemu's for that of QEMU.
     """
     at_once()
     console_log.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def run(
     exports = " ".join(f"SPM_ADDR_DEV{i}={addr:#x}" for i, addr in enumerate(SPM_ADDRS))
     script.write_text(f"echo {shlex.quote(BOOTED)}\nexport {exports}\n{command}\n")
     execute = f"bash {shlex.quote(str(script.resolve()))}"
-    argv = [*vng_command(flavour, options, devices), "--exec", execute]
+    argv = [*vng_command(flavour, options, qemu), "--exec", execute]
     result = Result()
     start = time.monotonic()
     with open(console_log, "wb") as console:

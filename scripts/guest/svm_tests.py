@@ -1,0 +1,390 @@
+"""Tests of the sample driver rust_svm, run in the VM by sample.py; prints KTAP.
+
+    python3 -B scripts/guest/svm_tests.py [part of a test's name...]
+
+Takes the first NVMe controller of QEMU's that has a persistent memory region. All that
+is in that is overwritten.
+"""
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import multiprocessing
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PAGE, MB = 4096, 1 << 20
+MODULE = "rust_svm"
+PCI = Path("/sys/bus/pci")
+QEMU_NVME = ("0x1b36", "0x0010")
+MEMORY_SIZE = 128 * MB
+TIMEOUT = 240  # seconds for a test
+
+# struct drm_rust_svm_info and struct drm_rust_svm_prefetch
+INFO, PREFETCH = struct.Struct("QQQQ"), struct.Struct("QQQ")
+IOCTL_INFO = 2 << 30 | INFO.size << 16 | ord("d") << 8 | 0x40
+IOCTL_PREFETCH = 3 << 30 | PREFETCH.size << 16 | ord("d") << 8 | 0x41
+
+
+class Failure(Exception):  # noqa: N818, a result
+    """A test has failed; the message says why."""
+
+
+def equal(found: object, expected: object, what: str) -> None:
+    if found != expected:
+        raise Failure(f"{what}: {found!r}, expected {expected!r}")
+
+
+def error_of(function: Callable[[], object]) -> str | None:
+    """The name of the error that it fails with, or None."""
+    try:
+        function()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return None
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise Failure(f"not within {seconds} s: {what}")
+        time.sleep(0.05)
+
+
+class Memory:
+    """Anonymous memory, each page of which begins with a number of its own."""
+
+    def __init__(self, length: int, seed: int | None = 1) -> None:
+        self.data = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.length, self.seed = length, seed
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.data))
+        if seed is not None:
+            for offset in range(0, length, PAGE):
+                self.data[offset : offset + PAGE] = self.page(offset)
+
+    def page(self, offset: int) -> bytes:
+        if self.seed is None:
+            return bytes(PAGE)
+        return struct.pack("QQ", self.seed, offset) * (PAGE // 16)
+
+    def check(self) -> None:
+        for offset in range(0, self.length, PAGE):
+            if self.data[offset : offset + PAGE] != self.page(offset):
+                raise Failure(f"page {offset // PAGE} has changed")
+
+
+class Info:
+    def __init__(self, fd: int) -> None:
+        data = fcntl.ioctl(fd, IOCTL_INFO, bytes(INFO.size))
+        self.size, self.in_use, self.to_device, self.to_system = INFO.unpack(data)
+
+
+class Device:
+    """The controller, bound to the driver."""
+
+    def __init__(self) -> None:
+        run("modprobe", MODULE)
+        for folder in (PCI / "devices").iterdir():
+            ids = tuple((folder / name).read_text().strip() for name in ("vendor", "device"))
+            if ids == QEMU_NVME:
+                self.name = folder.name
+                break
+        else:
+            raise Failure("QEMU has no NVMe controller")
+        self.folder = PCI / "devices" / self.name
+        self.bind()
+
+    def bind(self) -> None:
+        (self.folder / "driver_override").write_text(MODULE)
+        (PCI / "drivers_probe").write_text(self.name)
+        equal((self.folder / "driver").resolve().name, MODULE, "driver")
+        [node] = (self.folder / "drm").glob("renderD*")
+        self.node = Path("/dev/dri") / node.name
+        until(self.node.exists, f"{self.node} is there")
+
+    def unbind(self) -> None:
+        (self.folder / "driver/unbind").write_text(self.name)
+
+    def open(self) -> int:
+        return os.open(self.node, os.O_RDWR | os.O_CLOEXEC)
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        fd = self.open()
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def info(self) -> Info:
+        with self.opened() as fd:
+            return Info(fd)
+
+
+def prefetch(fd: int, address: int, length: int) -> int:
+    data = bytearray(PREFETCH.pack(address, length, 0))
+    fcntl.ioctl(fd, IOCTL_PREFETCH, data)
+    return int(PREFETCH.unpack(data)[2])
+
+
+def prefetch_all(fd: int, memory: Memory) -> None:
+    equal(prefetch(fd, memory.address, memory.length), memory.length, "bytes migrated")
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failure(f"{' '.join(command)}: status {done.returncode}\n{done.stderr}")
+
+
+@contextmanager
+def child(function: Callable[[], object]) -> Iterator[multiprocessing.Process]:
+    """A process that runs a function, and ends with an exit status other than 0 if it raises."""
+    sys.stdout.flush()
+    process = multiprocessing.get_context("fork").Process(target=function, daemon=True)
+    process.start()
+    try:
+        yield process  # type: ignore[misc]
+    finally:
+        process.join(30)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    equal(process.exitcode, 0, "status of the child")
+
+
+def test_there_and_back(device: Device) -> None:
+    memory = Memory(4 * MB)
+    before = device.info()
+    equal(before.size, MEMORY_SIZE, "size")
+    equal(before.in_use, 0, "in use before")
+    with device.opened() as fd:
+        prefetch_all(fd, memory)
+        there = Info(fd)
+        equal(there.in_use, memory.length, "in use")
+        equal(there.to_device - before.to_device, memory.length, "copied to the device")
+        equal(there.to_system - before.to_system, 0, "copied to system memory before it is touched")
+        memory.check()
+        back = Info(fd)
+        equal(back.in_use, 0, "in use after")
+        equal(back.to_system - before.to_system, memory.length, "copied to system memory")
+
+
+def test_hole(device: Device) -> None:
+    """Memory that was never touched is zeroes, whatever the device's memory has had before."""
+    used, memory = Memory(MEMORY_SIZE // 2), Memory(MEMORY_SIZE // 2, None)
+    with device.opened() as fd:
+        prefetch_all(fd, used)
+        used.data.close()
+        equal(Info(fd).in_use, 0, "in use when unmapped")
+        prefetch_all(fd, memory)
+    memory.check()
+
+
+def test_write(device: Device) -> None:
+    memory = Memory(MB)
+    with device.opened() as fd:
+        prefetch_all(fd, memory)
+    memory.data[5 * PAGE + 7] = 0xFF
+    equal(device.info().in_use, memory.length - PAGE, "in use when one page was written to")
+    equal(memory.data[5 * PAGE + 7], 0xFF, "what was written")
+    memory.data[5 * PAGE : 6 * PAGE] = memory.page(5 * PAGE)
+    memory.check()
+
+
+def test_again(device: Device) -> None:
+    """What is on the device already is left there."""
+    memory = Memory(MB)
+    with device.opened() as fd:
+        prefetch_all(fd, memory)
+        equal(prefetch(fd, memory.address, memory.length), 0, "bytes migrated again")
+    memory.check()
+
+
+def test_fork(device: Device) -> None:
+    memory = Memory(MB)
+    with device.opened() as fd:
+        prefetch_all(fd, memory)
+        with child(memory.check):
+            memory.data[:PAGE] = bytes(PAGE)
+        memory.data[:PAGE] = memory.page(0)
+        memory.check()
+        equal(Info(fd).in_use, 0, "in use")
+
+
+def test_exit(device: Device) -> None:
+    memory = Memory(MB)
+    with device.opened() as fd:
+        with child(lambda: prefetch(fd, memory.address, memory.length)):
+            pass
+        # The pages were shared by fork(), so what the child leaves is the parent's.
+        memory.check()
+        with child(lambda: prefetch_all(fd, Memory(MB))):
+            pass
+        equal(Info(fd).in_use, 0, "in use")
+
+
+def test_errors(device: Device) -> None:
+    memory = Memory(MB)
+    end = memory.address + memory.length
+    with device.opened() as fd:
+        equal(error_of(lambda: prefetch(fd, memory.address + 1, PAGE)), "EINVAL", "unaligned address")
+        equal(error_of(lambda: prefetch(fd, memory.address, 1)), "EINVAL", "unaligned length")
+        equal(error_of(lambda: prefetch(fd, memory.address, 1 << 64 - PAGE)), "EINVAL", "end of addresses")
+        equal(error_of(lambda: prefetch(fd, 0, PAGE)), "EINVAL", "nothing mapped")
+        equal(prefetch(fd, end, 0), 0, "bytes migrated of none")
+        memory.check()
+        equal(Info(fd).in_use, 0, "in use")
+
+
+def test_exhausted(device: Device) -> None:
+    """What there is no memory for stays where it is."""
+    memory = Memory(MEMORY_SIZE + 16 * MB)
+    with device.opened() as fd:
+        equal(prefetch(fd, memory.address, memory.length), MEMORY_SIZE, "bytes migrated")
+        equal(Info(fd).in_use, MEMORY_SIZE, "in use")
+    memory.check()
+
+
+def test_unbind(device: Device) -> None:
+    """Memory in use is evicted, and the file that is open is of no use."""
+    memory = Memory(8 * MB)
+    with device.opened() as fd:
+        prefetch_all(fd, memory)
+        device.unbind()
+        equal(error_of(lambda: Info(fd)), "ENODEV", "INFO without a device")
+        equal(error_of(lambda: prefetch(fd, memory.address, PAGE)), "ENODEV", "PREFETCH without a device")
+        memory.check()
+        device.bind()
+        equal(error_of(lambda: Info(fd)), "ENODEV", "INFO of what was another device")
+    with device.opened() as fd:
+        equal(Info(fd).to_device, 0, "copied to the device")
+        prefetch_all(fd, memory)
+    memory.check()
+
+
+def test_unbind_under_load(device: Device) -> None:
+    """A process goes on while the device comes and goes."""
+
+    def load() -> None:
+        memory = Memory(MB)
+        times = 0
+        while times < 5:
+            fd = device.open()
+            try:
+                while True:
+                    prefetch(fd, memory.address, memory.length)
+                    memory.check()
+            except OSError as error:
+                equal(error.errno, errno.ENODEV, "error")
+                times += 1
+            os.close(fd)
+            memory.check()
+            until(lambda: error_of(device.info) is None, "the device is back")
+
+    with child(load):
+        for _ in range(5):
+            time.sleep(0.5)
+            device.unbind()
+            time.sleep(0.1)
+            device.bind()
+            # Opened, and its first ioctl done.
+            until(lambda: device.info().to_device, "the other process has gone on")
+
+
+def test_unload(device: Device) -> None:
+    memory = Memory(8 * MB)
+    with device.opened() as fd:
+        prefetch_all(fd, memory)
+    run("rmmod", MODULE)
+    memory.check()
+    run("modprobe", MODULE)
+    device.bind()
+
+
+def test_remove(device: Device) -> None:
+    """The PCI device is removed, and found again."""
+    memory = Memory(8 * MB)
+    with device.opened() as fd:
+        prefetch_all(fd, memory)
+        (device.folder / "remove").write_text("1")
+        equal(error_of(lambda: Info(fd)), "ENODEV", "INFO without a device")
+    memory.check()
+    (PCI / "rescan").write_text("1")
+    device.bind()
+    with device.opened() as fd:
+        prefetch_all(fd, memory)
+    memory.check()
+
+
+TESTS = (
+    test_there_and_back,
+    test_hole,
+    test_write,
+    test_again,
+    test_fork,
+    test_exit,
+    test_errors,
+    test_exhausted,
+    test_unbind,
+    test_unbind_under_load,
+    test_unload,
+    test_remove,
+)
+
+
+def raise_timeout(*_: object) -> None:
+    raise Failure(f"no end after {TIMEOUT} s")
+
+
+def run_test(function: Callable[[Device], None], device: Device) -> bool:
+    signal.signal(signal.SIGALRM, raise_timeout)
+    signal.alarm(TIMEOUT)
+    try:
+        function(device)
+        equal(device.info().in_use, 0, "in use after the test")
+        return True
+    except Failure as failure:
+        print(f"# {failure}")
+    except Exception:
+        for line in traceback.format_exc().splitlines():
+            print(f"# {line}")
+    finally:
+        signal.alarm(0)
+    return False
+
+
+def main(only: list[str]) -> int:
+    tests = [
+        (function.__name__.removeprefix("test_"), function)
+        for function in TESTS
+        if not only or any(part in function.__name__ for part in only)
+    ]
+    print(f"KTAP version 1\n1..{len(tests)}", flush=True)
+    try:
+        device = Device()
+    except (Failure, OSError) as failure:
+        print(f"Bail out! {failure}")
+        return 1
+    failed = 0
+    for number, (name, function) in enumerate(tests, 1):
+        passed = run_test(function, device)
+        failed += not passed
+        print(f"{'ok' if passed else 'not ok'} {number} {name}", flush=True)
+    device.unbind()
+    run("rmmod", MODULE)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
