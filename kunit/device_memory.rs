@@ -158,10 +158,7 @@ mod tests {
     }
 
     /// Gives a device memory.
-    fn bind(
-        dev: &Device<Bound>,
-        counters: &Arc<Counters>,
-    ) -> Result<Devres<DeviceMemory<Memory>>> {
+    fn bind(dev: &Device<Bound>, counters: &Arc<Counters>) -> Result<Devres<DeviceMemory<Memory>>> {
         let owner = PageMapOwner::new(MemoryType::Private)?;
         let region = DeviceRegion::request_free(
             (NR_PAGES * PAGE_SIZE) as u64,

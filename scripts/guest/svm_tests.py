@@ -108,15 +108,16 @@ class Device:
         (self.folder / "driver_override").write_text(MODULE)
         (PCI / "drivers_probe").write_text(self.name)
         equal((self.folder / "driver").resolve().name, MODULE, "driver")
-        [node] = (self.folder / "drm").glob("renderD*")
-        self.node = Path("/dev/dri") / node.name
-        until(self.node.exists, f"{self.node} is there")
+        until(lambda: error_of(self.info) is None, "it can be opened")
 
     def unbind(self) -> None:
         (self.folder / "driver/unbind").write_text(self.name)
 
     def open(self) -> int:
-        return os.open(self.node, os.O_RDWR | os.O_CLOEXEC)
+        """Its name is another one each time it is bound while somebody has it open."""
+        for node in (self.folder / "drm").glob("renderD*"):
+            return os.open(Path("/dev/dri") / node.name, os.O_RDWR | os.O_CLOEXEC)
+        raise FileNotFoundError(errno.ENOENT, "no render node")
 
     @contextmanager
     def opened(self) -> Iterator[int]:
@@ -135,6 +136,13 @@ def prefetch(fd: int, address: int, length: int) -> int:
     data = bytearray(PREFETCH.pack(address, length, 0))
     fcntl.ioctl(fd, IOCTL_PREFETCH, data)
     return int(PREFETCH.unpack(data)[2])
+
+
+def prefetch_in_vain(fd: int, address: int, length: int) -> tuple[str | None, int]:
+    """The error, and how much was migrated before."""
+    data = bytearray(PREFETCH.pack(address, length, 0))
+    error = error_of(lambda: fcntl.ioctl(fd, IOCTL_PREFETCH, data))
+    return error, PREFETCH.unpack(data)[2]
 
 
 def prefetch_all(fd: int, memory: Memory) -> None:
@@ -240,11 +248,27 @@ def test_errors(device: Device) -> None:
     with device.opened() as fd:
         equal(error_of(lambda: prefetch(fd, memory.address + 1, PAGE)), "EINVAL", "unaligned address")
         equal(error_of(lambda: prefetch(fd, memory.address, 1)), "EINVAL", "unaligned length")
-        equal(error_of(lambda: prefetch(fd, memory.address, 1 << 64 - PAGE)), "EINVAL", "end of addresses")
+        equal(error_of(lambda: prefetch(fd, memory.address, (1 << 64) - PAGE)), "EINVAL", "end of addresses")
         equal(error_of(lambda: prefetch(fd, 0, PAGE)), "EINVAL", "nothing mapped")
         equal(prefetch(fd, end, 0), 0, "bytes migrated of none")
         memory.check()
         equal(Info(fd).in_use, 0, "in use")
+
+
+def test_gap(device: Device) -> None:
+    """What is before an address that nothing is mapped at has been migrated."""
+    memory = Memory(MB)
+    half = memory.length // 2
+
+    def main() -> None:
+        equal(ctypes.CDLL(None).munmap(ctypes.c_void_p(memory.address + half), half), 0, "munmap()")
+        with device.opened() as fd:
+            equal(prefetch_in_vain(fd, memory.address, memory.length), ("EINVAL", half), "migrated")
+            equal(Info(fd).in_use, half, "in use")
+
+    with child(main):
+        pass
+    memory.check()
 
 
 def test_exhausted(device: Device) -> None:
@@ -275,31 +299,28 @@ def test_unbind(device: Device) -> None:
 
 def test_unbind_under_load(device: Device) -> None:
     """A process goes on while the device comes and goes."""
+    bindings = 5
 
     def load() -> None:
         memory = Memory(MB)
-        times = 0
-        while times < 5:
-            fd = device.open()
-            try:
-                while True:
-                    prefetch(fd, memory.address, memory.length)
+        for binding in range(bindings + 1):
+            until(lambda: error_of(device.info) is None, "the device is there")
+            with device.opened() as fd:
+                error = None
+                while not error:
+                    error = error_of(lambda fd=fd: prefetch(fd, memory.address, memory.length))  # type: ignore[misc]
                     memory.check()
-            except OSError as error:
-                equal(error.errno, errno.ENODEV, "error")
-                times += 1
-            os.close(fd)
-            memory.check()
-            until(lambda: error_of(device.info) is None, "the device is back")
+                    if binding == bindings:
+                        return
+            equal(error, "ENODEV", "error")
 
     with child(load):
-        for _ in range(5):
-            time.sleep(0.5)
+        for _ in range(bindings):
+            until(lambda: device.info().to_device, "the other process goes on")
+            time.sleep(0.2)
             device.unbind()
             time.sleep(0.1)
             device.bind()
-            # Opened, and its first ioctl done.
-            until(lambda: device.info().to_device, "the other process has gone on")
 
 
 def test_unload(device: Device) -> None:
@@ -335,6 +356,7 @@ TESTS = (
     test_fork,
     test_exit,
     test_errors,
+    test_gap,
     test_exhausted,
     test_unbind,
     test_unbind_under_load,
