@@ -31,7 +31,8 @@ def main() -> Report:
     with target.reporting(folder.name, folder) as report:
         run = Run(TARGET, args.kernel, "rust_svm", "private")
         report.runs = [run]
-        command = shlex.join(["python3", "-B", str(SCRIPTS / "guest/svm_tests.py"), *args.filter])
+        python = ["env", f"PYTHONPATH={SCRIPTS / 'guest/dax_tests'}", "python3", "-B"]
+        command = shlex.join([*python, str(SCRIPTS / "guest/svm_tests.py"), *args.filter])
         timeout = TIMEOUT * (guest.DEBUG_TIMEOUT_FACTOR if args.kernel == "debug" else 1)
         guest.run_ktap(run, command, folder, timeout, qemu=DEVICE)
     tables.save(tables.table(report.runs, ("driver", "memory_type")), folder)

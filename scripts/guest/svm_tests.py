@@ -1,6 +1,6 @@
 """Tests of the sample driver rust_svm, run in the VM by sample.py; prints KTAP.
 
-    python3 -B scripts/guest/svm_tests.py [part of a test's name...]
+    PYTHONPATH=scripts/guest/dax_tests python3 -B scripts/guest/svm_tests.py [part of a test's name...]
 
 Takes the first NVMe controller of QEMU's that has a persistent memory region. All that
 is in that is overwritten.
@@ -10,11 +10,9 @@ import ctypes
 import errno
 import fcntl
 import mmap
-import multiprocessing
 import os
 import signal
 import struct
-import subprocess
 import sys
 import time
 import traceback
@@ -22,7 +20,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PAGE, MB = 4096, 1 << 20
+import libc
+from checks import MB, PAGE, Failure, equal, error_of, note, run, until, write_sysfs
+from processes import Child
+
 MODULE = "rust_svm"
 PCI = Path("/sys/bus/pci")
 QEMU_NVME = ("0x1b36", "0x0010")
@@ -33,32 +34,6 @@ TIMEOUT = 240  # seconds for a test
 INFO, PREFETCH = struct.Struct("QQQQ"), struct.Struct("QQQ")
 IOCTL_INFO = 2 << 30 | INFO.size << 16 | ord("d") << 8 | 0x40
 IOCTL_PREFETCH = 3 << 30 | PREFETCH.size << 16 | ord("d") << 8 | 0x41
-
-
-class Failure(Exception):  # noqa: N818, a result
-    """A test has failed; the message says why."""
-
-
-def equal(found: object, expected: object, what: str) -> None:
-    if found != expected:
-        raise Failure(f"{what}: {found!r}, expected {expected!r}")
-
-
-def error_of(function: Callable[[], object]) -> str | None:
-    """The name of the error that it fails with, or None."""
-    try:
-        function()
-    except OSError as error:
-        return errno.errorcode[error.errno or 0]
-    return None
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise Failure(f"not within {seconds} s: {what}")
-        time.sleep(0.05)
 
 
 class Memory:
@@ -105,13 +80,13 @@ class Device:
         self.bind()
 
     def bind(self) -> None:
-        (self.folder / "driver_override").write_text(MODULE)
-        (PCI / "drivers_probe").write_text(self.name)
+        write_sysfs(self.folder / "driver_override", MODULE)
+        write_sysfs(PCI / "drivers_probe", self.name)
         equal((self.folder / "driver").resolve().name, MODULE, "driver")
         until(lambda: error_of(self.info) is None, "it can be opened")
 
     def unbind(self) -> None:
-        (self.folder / "driver/unbind").write_text(self.name)
+        write_sysfs(self.folder / "driver/unbind", self.name)
 
     def open(self) -> int:
         """Its name is another one each time it is bound while somebody has it open."""
@@ -147,28 +122,6 @@ def prefetch_in_vain(fd: int, address: int, length: int) -> tuple[str | None, in
 
 def prefetch_all(fd: int, memory: Memory) -> None:
     equal(prefetch(fd, memory.address, memory.length), memory.length, "bytes migrated")
-
-
-def run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Failure(f"{' '.join(command)}: status {done.returncode}\n{done.stderr}")
-
-
-@contextmanager
-def child(function: Callable[[], object]) -> Iterator[multiprocessing.Process]:
-    """A process that runs a function, and ends with an exit status other than 0 if it raises."""
-    sys.stdout.flush()
-    process = multiprocessing.get_context("fork").Process(target=function, daemon=True)
-    process.start()
-    try:
-        yield process  # type: ignore[misc]
-    finally:
-        process.join(30)
-        if process.is_alive():
-            process.kill()
-            process.join()
-    equal(process.exitcode, 0, "status of the child")
 
 
 def test_there_and_back(device: Device) -> None:
@@ -223,8 +176,9 @@ def test_fork(device: Device) -> None:
     memory = Memory(MB)
     with device.opened() as fd:
         prefetch_all(fd, memory)
-        with child(memory.check):
-            memory.data[:PAGE] = bytes(PAGE)
+        child = Child(memory.check)
+        memory.data[:PAGE] = bytes(PAGE)
+        child.result()
         memory.data[:PAGE] = memory.page(0)
         memory.check()
         equal(Info(fd).in_use, 0, "in use")
@@ -233,12 +187,10 @@ def test_fork(device: Device) -> None:
 def test_exit(device: Device) -> None:
     memory = Memory(MB)
     with device.opened() as fd:
-        with child(lambda: prefetch(fd, memory.address, memory.length)):
-            pass
+        Child(lambda: prefetch(fd, memory.address, memory.length)).result()
         # The pages were shared by fork(), so what the child leaves is the parent's.
         memory.check()
-        with child(lambda: prefetch_all(fd, Memory(MB))):
-            pass
+        Child(lambda: prefetch_all(fd, Memory(MB))).result()
         equal(Info(fd).in_use, 0, "in use")
 
 
@@ -261,13 +213,12 @@ def test_gap(device: Device) -> None:
     half = memory.length // 2
 
     def main() -> None:
-        equal(ctypes.CDLL(None).munmap(ctypes.c_void_p(memory.address + half), half), 0, "munmap()")
+        libc.call(libc.munmap, memory.address + half, half)
         with device.opened() as fd:
             equal(prefetch_in_vain(fd, memory.address, memory.length), ("EINVAL", half), "migrated")
             equal(Info(fd).in_use, half, "in use")
 
-    with child(main):
-        pass
+    Child(main).result()
     memory.check()
 
 
@@ -308,19 +259,20 @@ def test_unbind_under_load(device: Device) -> None:
             with device.opened() as fd:
                 error = None
                 while not error:
-                    error = error_of(lambda fd=fd: prefetch(fd, memory.address, memory.length))  # type: ignore[misc]
+                    error = error_of(lambda fd=fd: prefetch(fd, memory.address, memory.length))
                     memory.check()
                     if binding == bindings:
                         return
             equal(error, "ENODEV", "error")
 
-    with child(load):
-        for _ in range(bindings):
-            until(lambda: device.info().to_device, "the other process goes on")
-            time.sleep(0.2)
-            device.unbind()
-            time.sleep(0.1)
-            device.bind()
+    child = Child(load)
+    for _ in range(bindings):
+        until(lambda: device.info().to_device, "the other process goes on")
+        time.sleep(0.2)
+        device.unbind()
+        time.sleep(0.1)
+        device.bind()
+    child.result()
 
 
 def test_unload(device: Device) -> None:
@@ -338,10 +290,10 @@ def test_remove(device: Device) -> None:
     memory = Memory(8 * MB)
     with device.opened() as fd:
         prefetch_all(fd, memory)
-        (device.folder / "remove").write_text("1")
+        write_sysfs(device.folder / "remove", "1")
         equal(error_of(lambda: Info(fd)), "ENODEV", "INFO without a device")
     memory.check()
-    (PCI / "rescan").write_text("1")
+    write_sysfs(PCI / "rescan", "1")
     device.bind()
     with device.opened() as fd:
         prefetch_all(fd, memory)
@@ -377,10 +329,10 @@ def run_test(function: Callable[[Device], None], device: Device) -> bool:
         equal(device.info().in_use, 0, "in use after the test")
         return True
     except Failure as failure:
-        print(f"# {failure}")
+        note(str(failure))
     except Exception:
         for line in traceback.format_exc().splitlines():
-            print(f"# {line}")
+            note(line)
     finally:
         signal.alarm(0)
     return False
