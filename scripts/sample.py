@@ -7,6 +7,7 @@ Prints a table. Fails when a test fails, or when the kernel complains.
 
 import argparse
 import shlex
+from pathlib import Path
 
 from harness import guest, options, tables, target
 from harness.paths import SCRIPTS
@@ -15,10 +16,19 @@ from harness.results import Report, Run
 TARGET = "sample"
 TIMEOUT = 900  # seconds
 
-DEVICE = (
-    "-object memory-backend-ram,id=pmr,size=128M",
-    "-device nvme,serial=rust-svm,pmrdev=pmr",
-)
+DISK_SIZE = 1 << 20
+
+
+def device(disk: Path) -> list[str]:
+    """The options that give QEMU such a controller, which copies by way of a disk."""
+    disk.parent.mkdir(parents=True, exist_ok=True)
+    with open(disk, "wb") as file:
+        file.truncate(DISK_SIZE)
+    return [
+        "-object memory-backend-ram,id=pmr,size=128M",
+        f"-drive if=none,id=disk,format=raw,cache=unsafe,file={disk}",
+        "-device nvme,serial=rust-svm,drive=disk,pmrdev=pmr",
+    ]
 
 
 def main() -> Report:
@@ -34,7 +44,7 @@ def main() -> Report:
         python = ["env", f"PYTHONPATH={SCRIPTS / 'guest/dax_tests'}", "python3", "-B"]
         command = shlex.join([*python, str(SCRIPTS / "guest/svm_tests.py"), *args.filter])
         timeout = TIMEOUT * (guest.DEBUG_TIMEOUT_FACTOR if args.kernel == "debug" else 1)
-        guest.run_ktap(run, command, folder, timeout, qemu=DEVICE)
+        guest.run_ktap(run, command, folder, timeout, qemu=device(folder / "disk"))
     tables.save(tables.table(report.runs, ("driver", "memory_type")), folder)
     tables.print_failures(report.runs)
     tables.print_totals(report.runs)
