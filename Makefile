@@ -157,7 +157,7 @@ dax: kernel $(if $(BASE),kernel-base)
 	@scripts/dax.py $(base) $(if $(DRIVERS),--drivers '$(DRIVERS)') $(FILTER)
 
 sample: $(kernel-target)
-	@scripts/sample.py --kernel $(kernel-name) $(FILTER)
+	@scripts/sample.py --kernel $(kernel-name) $(if $(WAYS),--ways '$(WAYS)') $(FILTER)
 
 # test_hmm as a module, and built into a kernel of its own.
 kselftest: kernel

@@ -300,6 +300,27 @@ def test_remove(device: Device) -> None:
     memory.check()
 
 
+def test_no_dma_faults(_device: Device) -> None:
+    """What the IOMMU has refused, in this and all tests before. It is the last one."""
+    faults = [line for line in run("dmesg").splitlines() if "DMAR" in line and "fault" in line.lower()]
+    equal(faults, [], "faults")
+
+
+def test_engine_error(device: Device) -> None:
+    """The second transfer to the disk fails, see sample.py. The first one is of a prefetch."""
+    memory = Memory(16 * PAGE)
+    with device.opened() as fd:
+        prefetch_all(fd, memory)
+        equal(
+            Child(lambda: memory.data[0]).end(), -signal.SIGBUS, "status of who touches what cannot be copied"
+        )
+        equal(Info(fd).in_use, memory.length, "in use")
+    memory.check()
+
+
+# Run only if asked for by the whole name.
+SPECIAL = (test_engine_error,)
+
 TESTS = (
     test_there_and_back,
     test_hole,
@@ -314,6 +335,7 @@ TESTS = (
     test_unbind_under_load,
     test_unload,
     test_remove,
+    test_no_dma_faults,
 )
 
 
@@ -343,6 +365,9 @@ def main(only: list[str]) -> int:
         (function.__name__.removeprefix("test_"), function)
         for function in TESTS
         if not only or any(part in function.__name__ for part in only)
+    ]
+    tests += [
+        (name, function) for function in SPECIAL if (name := function.__name__.removeprefix("test_")) in only
     ]
     print(f"KTAP version 1\n1..{len(tests)}", flush=True)
     try:
