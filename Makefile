@@ -41,14 +41,14 @@ groups := $(sort $(foreach goal,$(MAKECMDGOALS),$(needs-$(goal))))
 # What the patched kernel must have for a target beyond what it always has, see
 # scripts/kernel.
 features-kunit := kunit
-features-clippy := kunit
+features-clippy := kunit sample
 features-rustdoc := kunit
 features-bugs := dax
 features-compare := dax
 features-dax := dax
 features-sample := sample
-features-test := dax kunit
-features-test-long := dax kunit
+features-test := dax kunit sample
+features-test-long := dax kunit sample
 FEATURES ?= $(sort $(foreach goal,$(MAKECMDGOALS),$(features-$(goal))))
 # Only here, as export defines what is not defined yet.
 export FEATURES
@@ -75,7 +75,7 @@ help:
 	@echo 'make run            install what is missing, build, boot, run hmm-tests and'
 	@echo '                    hmm-selftests on managed generic memory'
 	@echo 'make test           everything that CI runs: check, check-drivers, cargo-test, kunit,'
-	@echo '                    compare, selftests, dax (one driver of each kind), clippy, rustdoc'
+	@echo '                    compare, selftests, dax (one driver of each kind), sample, clippy, rustdoc'
 	@echo 'make test-long      all that there is, also on the debug kernel; takes hours'
 	@echo 'make test-deps      make deps on fresh machines in chroots, as root: FILTER=bookworm/*'
 	@echo 'make deps           install what is missing for all targets; UPGRADE=yes may upgrade'
