@@ -27,6 +27,7 @@ needs-bugs := kernel vm program dax
 needs-compare := kernel vm program dax
 needs-bench := kernel vm program
 needs-dax := kernel vm dax
+needs-sample := kernel vm
 needs-cargo-test := tree cargo-test
 needs-check := check
 needs-mbox := tree
@@ -42,15 +43,16 @@ groups := $(sort $(foreach goal,$(MAKECMDGOALS),$(needs-$(goal))))
 # What the patched kernel must have for a target beyond what it always has, see
 # scripts/kernel.
 features-kunit := kunit
-features-clippy := kunit
+features-clippy := kunit sample
 features-rustdoc := kunit
 features-bugs := dax
 features-compare := dax
 features-dax := dax
 # As test-long has it, so that there is one record.
-features-bench := dax kunit
-features-test := dax kunit
-features-test-long := dax kunit
+features-bench := dax kunit sample
+features-sample := sample
+features-test := dax kunit sample
+features-test-long := dax kunit sample
 FEATURES ?= $(sort $(foreach goal,$(MAKECMDGOALS),$(features-$(goal))))
 # Only here, as export defines what is not defined yet.
 export FEATURES
@@ -65,7 +67,7 @@ seed = $(if $(SEED),--seed '$(SEED)')
 
 # An old verdict must not outlive a failure, not even one of what a target needs first.
 targets-with-results := run test test-long hmm-tests kselftest kunit selftests defects compare bugs dax \
-	check check-drivers cargo-test clippy rustdoc test-deps bench
+	sample check check-drivers cargo-test clippy rustdoc test-deps bench
 old-verdicts := $(patsubst %,build/results/%$(if $(KCONFIG),-$(KCONFIG))/summary.json, \
 	$(filter $(targets-with-results),$(MAKECMDGOALS)))
 ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),) # not for make -n
@@ -77,7 +79,7 @@ help:
 	@echo 'make run            install what is missing, build, boot, run hmm-tests and'
 	@echo '                    hmm-selftests on managed generic memory'
 	@echo 'make test           everything that CI runs: check, check-drivers, cargo-test, kunit,'
-	@echo '                    compare, selftests, dax (one driver of each kind), clippy, rustdoc'
+	@echo '                    compare, selftests, dax (one driver of each kind), sample, clippy, rustdoc'
 	@echo 'make test-long      all that there is, also on the debug kernel; takes hours'
 	@echo 'make test-deps      make deps on fresh machines in chroots, as root: FILTER=bookworm/*'
 	@echo 'make deps           install what is missing for all targets; UPGRADE=yes may upgrade'
@@ -98,6 +100,8 @@ help:
 	@echo 'make bench          what operations of both drivers cost, compared with COMPARE=bench.json:'
 	@echo '                    TYPES=... UNIT=instructions|nanoseconds RECORD=yes'
 	@echo 'make plots          docs/bench-*.svg and .png from scripts/bench-record.json'
+	@echo 'make sample         a driver in Rust of a PCI device of QEMU'"'"'s: samples/rust/rust_svm;'
+	@echo '                    FILTER="parts of names"'
 	@echo 'make kselftest      the kernel tree'"'"'s own way to run hmm-tests, on test_hmm built in as well'
 	@echo 'make bisect         the commit that changes what becomes of FILTER=test:'
 	@echo '                    DRIVER=test_hmm|test_hmm_rs TYPE=... RANGE=a..b ATTEMPTS=1'
@@ -126,7 +130,7 @@ kernel-base: tree
 debug-kernel: tree
 	@scripts/kernel debug
 
-.PHONY: vm hmm-tests compare bugs dax kunit selftests defects cargo-test bench kselftest bisect
+.PHONY: vm hmm-tests compare bugs dax sample kunit selftests defects cargo-test bench kselftest bisect
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
@@ -158,6 +162,9 @@ bugs: $(kernel-target) $(if $(BASE),kernel-base)
 
 dax: kernel $(if $(BASE),kernel-base)
 	@scripts/dax.py $(base) $(if $(DRIVERS),--drivers '$(DRIVERS)') $(FILTER)
+
+sample: $(kernel-target)
+	@scripts/sample.py --kernel $(kernel-name) $(if $(WAYS),--ways '$(WAYS)') $(FILTER)
 
 # Compares with scripts/bench-record.json, which RECORD=yes writes.
 bench: kernel

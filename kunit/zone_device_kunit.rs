@@ -8,6 +8,7 @@
 use kernel::prelude::*;
 
 mod device;
+mod device_memory;
 mod large;
 mod life_cycle;
 mod migration;

@@ -24,6 +24,7 @@ PARTS = (
     # The same random operations each time, so that it fails for what has changed.
     "selftests SEED=11",
     "dax DRIVERS=dax_hmem,xfs",
+    "sample",
     "clippy",
     "rustdoc",
 )
@@ -35,12 +36,14 @@ LONG_PARTS = (
     "compare BASE=measure",
     "selftests",
     "dax BASE=measure",
+    "sample",
     "defects",
     # On any machine, what is recorded.
     "bench UNIT=instructions",
     "kunit KCONFIG=debug",
     "compare KCONFIG=debug",
     "selftests KCONFIG=debug",
+    "sample KCONFIG=debug",
     "clippy",
     "rustdoc",
     "kselftest",

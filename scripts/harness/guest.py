@@ -49,17 +49,17 @@ def boot(
     timeout: float,
     on_line: vm.OnLine | None,
     options: Iterable[str] = (),
-    devices: Sequence[str] = (),
+    qemu: Sequence[str] = (),
     counting: bool = False,
 ) -> tuple[vm.Result, list[str]]:
-    """Boots a VM for the commands, with more options of the kernel's and devices of QEMU's,
+    """Boots a VM for the commands, with more options of the kernel's and of QEMU's,
     or with a clock that counts instructions.
 
     Fills in what run says of the whole; returns the VM's result, and the lines printed.
     """
     console = folder / "console.log"
     script = f"exec 2>&1\n{commands}"
-    result = vm.run(run.kernel, script, console, timeout, on_line, options, devices, counting)
+    result = vm.run(run.kernel, script, console, timeout, on_line, options, qemu, counting)
     print(f"\r    {run.name}: done in {result.seconds:.0f} s" + " " * 20, file=sys.stderr)
     output = [line for _, line in result.lines]
     (folder / "output").write_text("\n".join(output) + "\n", encoding="utf-8")
@@ -77,7 +77,7 @@ def run_ktap(
     folder: Path,
     timeout: float,
     options: Iterable[str] = (),
-    devices: Sequence[str] = (),
+    qemu: Sequence[str] = (),
     keep_log: bool = False,
 ) -> None:
     """Boots a VM for commands that print KTAP, and fills in run.
@@ -95,7 +95,7 @@ def run_ktap(
         elif not last and text == ktap.VERSION:  # booted
             last = seconds
 
-    result, output = boot(run, commands, folder, timeout, line, options, devices)
+    result, output = boot(run, commands, folder, timeout, line, options, qemu)
     document = ktap.parse(output)
     for path, test in ktap.cases(document):
         name = path[-1]

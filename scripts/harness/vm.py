@@ -52,7 +52,7 @@ CMDLINE_OF_COUNTING = [
 ]
 
 # A device for VFIO to give away, and the IOMMU that this takes.
-VFIO_DEVICES = ("intel-iommu", "edu")
+VFIO_DEVICES = ("-device intel-iommu", "-device edu")
 
 CMDLINE = [
     "nokaslr",  # its parser of memmap= does not know '%'
@@ -170,7 +170,7 @@ def at_once() -> int:
 
 
 def vng_command(
-    flavour: str, options: Iterable[str] = (), devices: Iterable[str] = (), counting: bool = False
+    flavour: str, options: Iterable[str] = (), qemu: Iterable[str] = (), counting: bool = False
 ) -> list[str]:
     find_tool("qemu-system-x86_64")
     kvm = accelerator() == "kvm" and not counting
@@ -188,7 +188,7 @@ def vng_command(
         cmdline += CMDLINE_OF_COUNTING
     for option in cmdline:
         command += ["--append", option]
-    qemu = [f"-device {device}" for device in devices]
+    qemu = list(qemu)
     if counting:
         qemu.append(COUNTING)
     if qemu:
@@ -261,13 +261,13 @@ def run(
     timeout: float,
     on_line: OnLine | None = None,
     options: Iterable[str] = (),
-    devices: Sequence[str] = (),
+    qemu: Sequence[str] = (),
     counting: bool = False,
 ) -> Result:
     """Runs a shell command in a VM; calls on_line(seconds, line) as it prints.
 
-    options are for the kernel's command line, devices QEMU's. A VM that counts has a clock
-    of instructions.
+    options are for the kernel's command line, qemu's for that of QEMU. A VM that counts
+    has a clock of instructions.
     """
     at_once()
     console_log.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +276,7 @@ def run(
     exports = " ".join(f"SPM_ADDR_DEV{i}={addr:#x}" for i, addr in enumerate(SPM_ADDRS))
     script.write_text(f"echo {shlex.quote(BOOTED)}\nexport {exports}\n{command}\n")
     execute = f"bash {shlex.quote(str(script.resolve()))}"
-    argv = [*vng_command(flavour, options, devices, counting), "--exec", execute]
+    argv = [*vng_command(flavour, options, qemu, counting), "--exec", execute]
     result = Result()
     start = time.monotonic()
     with open(console_log, "wb") as console:
