@@ -223,7 +223,11 @@ run_cargo() { # cargo, argument...
 }
 
 have_bindgen() { program_at_least bindgen 0.71.1; }
-have_qemu() { program_at_least qemu-system-x86_64 7.2; }
+have_qemu() { # [arm64]
+	local name=x86_64
+	[ "${1:-}" != arm64 ] || name=aarch64
+	program_at_least "qemu-system-$name" 7.2
+}
 
 # Everything that builds a kernel: kernel_make flavour [target...]
 kernel_make() {
