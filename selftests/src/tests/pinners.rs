@@ -6,6 +6,7 @@ use std::io;
 
 use nix::errno::Errno;
 
+use super::pinned::NO_EBUSY;
 use super::support::{ensure_device_reads, ensure_snapshot, migrate, migrate_back};
 use super::{Context, Test};
 use crate::device::Device;
@@ -17,8 +18,16 @@ use crate::uapi::prot;
 use crate::vfio::{Container, DeviceAccess};
 use crate::{ensure_eq, ensure_errno, fail, pagemap, test};
 
+mod uring;
+
+use uring::{uring, uring_huge, uring_killed, uring_memlock};
+
 /// The group's tests.
 pub const TESTS: &[Test] = &[
+    test!(uring).except(NO_EBUSY),
+    test!(uring_huge).except(NO_EBUSY),
+    test!(uring_killed).except(NO_EBUSY),
+    test!(uring_memlock).except(NO_EBUSY),
     test!(vfio),
     test!(vfio_frame_in_use).only(&[Coherent, Generic]),
     test!(vfio_frame_free).only(&[Coherent, Generic]),
