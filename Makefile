@@ -19,7 +19,8 @@ needs-kernel-base := kernel
 needs-debug-kernel := kernel
 needs-vm := kernel vm
 needs-hmm-tests := kernel vm
-needs-kunit := kernel vm
+needs-kunit := $(if $(filter arm64,$(ARCH)),arm64,kernel vm)
+needs-deps := $(filter arm64,$(ARCH))
 needs-run := kernel vm program
 needs-selftests := kernel vm program
 needs-defects := kernel vm program
@@ -64,11 +65,14 @@ kernel-name := $(if $(filter debug,$(KCONFIG)),debug,series)
 $(if $(filter-out measure record,$(BASE)),$(error unknown BASE=$(BASE), use BASE=measure or BASE=record))
 base = $(if $(BASE),--base $(BASE))
 seed = $(if $(SEED),--seed '$(SEED)')
+$(if $(filter command,$(origin ARCH)),$(if $(filter-out deps kunit,$(MAKECMDGOALS)), \
+	$(error ARCH=$(ARCH) is for make kunit and make deps)))
+kunit-arch := $(if $(ARCH),$(ARCH)-$(or $(PAGE_SIZE),4k))
 
 # An old verdict must not outlive a failure, not even one of what a target needs first.
 targets-with-results := run test test-long hmm-tests kselftest kunit selftests defects compare bugs dax \
 	sample check check-drivers cargo-test clippy rustdoc test-deps bench
-old-verdicts := $(patsubst %,build/results/%$(if $(KCONFIG),-$(KCONFIG))/summary.json, \
+old-verdicts := $(patsubst %,build/results/%$(if $(KCONFIG),-$(KCONFIG))$(kunit-arch:%=-%)/summary.json, \
 	$(filter $(targets-with-results),$(MAKECMDGOALS)))
 ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),) # not for make -n
 $(if $(old-verdicts),$(shell rm -f $(old-verdicts)))
@@ -92,7 +96,7 @@ help:
 	@echo 'make selftests      hmm-selftests: DRIVERS=... TYPES=... SEED=n ARGS="filters, options"'
 	@echo 'make defects        what is wrong with the driver in C, one boot a row'
 	@echo 'make cargo-test     unit tests of hmm-selftests, which need no VM'
-	@echo 'make kunit          KUnit suites, built in and of modules'
+	@echo 'make kunit          KUnit suites, built in and of modules; ARCH=arm64 PAGE_SIZE=4k|16k|64k'
 	@echo 'make compare        unpatched and patched kernel, one table; and that of make bugs;'
 	@echo '                    BASE=measure boots the unpatched one, BASE=record records it'
 	@echo 'make bugs           tests of what the series fixes on both kernels: FILTER="parts of names"'
@@ -139,8 +143,9 @@ hmm-tests: $(kernel-target)
 		$(if $(DRIVER),--driver '$(DRIVER)') $(if $(SOURCE),--source '$(SOURCE)') \
 		$(if $(TYPES),--types '$(TYPES)') $(if $(FILTER),--filter '$(FILTER)')
 
-kunit: $(kernel-target)
-	@scripts/kunit_suites.py --kernel $(kernel-name)
+kunit: $(if $(ARCH),tree,$(kernel-target))
+	@$(if $(ARCH),scripts/kunit-kernel $(ARCH) $(PAGE_SIZE))
+	@scripts/kunit_suites.py $(if $(ARCH),--arch '$(ARCH)' $(PAGE_SIZE:%=--page-size '%'),--kernel $(kernel-name))
 
 selftests: $(kernel-target)
 	@scripts/selftests.py --kernel $(kernel-name) $(seed) $(if $(DRIVERS),--drivers '$(DRIVERS)') \

@@ -2,7 +2,10 @@
 
 //! A device with memory, and what a driver does with it.
 
-use crate::raw::RawPage;
+use crate::raw::{
+    self,
+    RawPage, //
+};
 use core::{
     mem::ManuallyDrop,
     ops::Range,
@@ -54,7 +57,8 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
-        Arc, //
+        Arc,
+        SetOnce, //
     }, //
 };
 
@@ -64,8 +68,8 @@ pub(crate) const NR_PAGES: usize = 2 * PMD_PAGES;
 /// The driver's data.
 pub(crate) struct Memory {
     owner: Arc<PageMapOwner<Memory>>,
-    /// What private memory stands for, page by page.
-    backing: KVec<OwnedFolio>,
+    /// What private memory stands for, page by page: that of pages which were handed out.
+    backing: KVVec<SetOnce<OwnedFolio>>,
     next: Atomic<usize>,
     nr_freed: Atomic<usize>,
     nr_split_off: Atomic<usize>,
@@ -127,7 +131,9 @@ impl Memory {
     }
 
     fn backing_of(&self, page: FolioPage<'_>) -> Option<&OwnedFolio> {
-        self.backing.get(self.owner.device_page(page)?.index())
+        self.backing
+            .get(self.owner.device_page(page)?.index())?
+            .as_ref()
     }
 }
 
@@ -155,10 +161,10 @@ impl Device {
     /// Returns [`ENODEV`] if there is no memory of that type.
     pub(crate) fn new(memory_type: MemoryType) -> Result<Self> {
         let owner = PageMapOwner::new(memory_type)?;
-        let mut backing = KVec::new();
+        let mut backing = KVVec::new();
         let region = if memory_type == MemoryType::Private {
             for _ in 0..NR_PAGES {
-                backing.push(OwnedFolio::zeroed(GFP_KERNEL, 0)?, GFP_KERNEL)?;
+                backing.push(SetOnce::new(), GFP_KERNEL)?;
             }
             DeviceRegion::request_free((NR_PAGES * PAGE_SIZE) as u64, name()?)?
         } else {
@@ -204,7 +210,12 @@ impl Device {
 
     /// Hands out pages that were not in use before.
     fn take(&self, order: u32) -> Result<NewFolio> {
-        let index = self.map.data().next.fetch_add(1 << order, Relaxed);
+        let nr_pages = 1 << order;
+        let memory = self.map.data();
+        let index = memory.next.fetch_add(nr_pages, Relaxed);
+        for backing in memory.backing.iter().skip(index).take(nr_pages) {
+            backing.populate(OwnedFolio::zeroed(GFP_KERNEL, 0)?);
+        }
         self.map.init_folio(index, order)
     }
 
@@ -404,17 +415,29 @@ fn name() -> Result<CString> {
 
 /// Claims the first special-purpose memory that nobody else has.
 fn claim_special_purpose_memory() -> Result<DeviceRegion> {
-    const SIZE: PhysAddr = (NR_PAGES * PAGE_SIZE) as PhysAddr;
-
     let mut ranges = KVec::new();
     soft_reserved::for_each(|range| Ok(ranges.push(range, GFP_KERNEL)?))?;
     for range in ranges {
-        let mut start = range.start.next_multiple_of(SIZE);
-        while start + SIZE <= range.end {
-            match DeviceRegion::claim_soft_reserved(start..start + SIZE, name()?) {
-                Err(EBUSY) => start += SIZE,
-                result => return result,
-            }
+        match claim_part(range, DeviceRegion::claim_soft_reserved) {
+            Err(ENODEV) => {}
+            result => return result,
+        }
+    }
+    claim_part(raw::given_memory(), raw::claim_given_memory)
+}
+
+/// Claims as much of a range as the tests use, where nobody else has claimed it.
+fn claim_part(
+    range: Range<PhysAddr>,
+    claim: impl Fn(Range<PhysAddr>, CString) -> Result<DeviceRegion>,
+) -> Result<DeviceRegion> {
+    const SIZE: PhysAddr = (NR_PAGES * PAGE_SIZE) as PhysAddr;
+
+    let mut start = range.start.next_multiple_of(SIZE);
+    while start + SIZE <= range.end {
+        match claim(start..start + SIZE, name()?) {
+            Err(EBUSY) => start += SIZE,
+            result => return result,
         }
     }
     Err(ENODEV)

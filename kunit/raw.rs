@@ -2,9 +2,11 @@
 
 //! What the abstractions do not let a driver do or see: pagemaps of any kind, the state of pages.
 
+use crate::module_parameters;
 use core::{
     marker::PhantomData,
     mem::ManuallyDrop,
+    ops::Range,
     pin::Pin, //
 };
 use kernel::{
@@ -13,6 +15,7 @@ use kernel::{
         from_err_ptr,
         to_result, //
     },
+    io::PhysAddr,
     kunit::UserMemory,
     kunit_expect_eq,
     mm::{
@@ -45,7 +48,7 @@ use kernel::{
     workqueue, //
 };
 
-/// The size of a [`RawPageMap`], in bytes: that of a memory section.
+/// The least size of a [`RawPageMap`], in bytes, which becomes that of a memory section.
 const SIZE: u64 = 128 << 20;
 
 /// What a pagemap is made with.
@@ -669,4 +672,18 @@ pub(crate) fn memory_failure(page: RawPage<'_>) -> Result {
     to_result(unsafe {
         bindings::memory_failure(page.pfn(), bindings::mf_flags_MF_SW_SIMULATED as i32)
     })
+}
+
+/// Returns the addresses, in bytes, of the memory that the module parameters say there is.
+pub(crate) fn given_memory() -> Range<PhysAddr> {
+    let start = module_parameters::spm_start.value();
+    start..start.saturating_add(module_parameters::spm_size.value())
+}
+
+/// Claims a part of [`given_memory`].
+pub(crate) fn claim_given_memory(range: Range<PhysAddr>, name: CString) -> Result<DeviceRegion> {
+    let given = given_memory();
+    assert!(given.start <= range.start && range.end <= given.end);
+    // SAFETY: Who gave the memory has said that there is some, and that nobody else uses it.
+    unsafe { DeviceRegion::claim(range, name) }
 }

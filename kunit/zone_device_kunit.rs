@@ -22,6 +22,18 @@ module! {
     authors: ["Seed 97b3116c maintainers"],
     description: "KUnit tests of ZONE_DEVICE memory",
     license: "GPL",
+    params: {
+        spm_start: u64 {
+            default: 0,
+            description: "Start of memory that there is, and that neither the kernel nor anybody \
+                else uses, such as what mem= leaves out: for tests of coherent and generic \
+                memory where firmware lists no special-purpose memory.",
+        },
+        spm_size: u64 {
+            default: 0,
+            description: "Its size, in bytes.",
+        },
+    },
 }
 
 /// The tests are all there is to the module.

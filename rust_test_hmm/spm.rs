@@ -8,25 +8,35 @@ use kernel::{
         resource::soft_reserved,
         PhysAddr, //
     },
-    mm::pgmap::{
-        self,
-        DeviceRegion, //
+    mm::{
+        pgmap::{
+            self,
+            DeviceRegion, //
+        },
+        PMD_PAGES, //
     },
+    page::PAGE_SIZE,
     prelude::*,
     str::CString, //
 };
 
-/// The most that a device gets, in bytes.
+/// The most that a device gets, in bytes, unless a huge page is larger.
 const MAX_SIZE: u64 = 256 << 20;
 
-/// The least that a device can do with, in bytes.
+/// The least that a device can do with, in bytes, unless a huge page is larger.
 const MIN_SIZE: u64 = 16 << 20;
+
+/// Returns what start and size of a region are a multiple of, in bytes: whole huge pages.
+fn alignment() -> u64 {
+    pgmap::alignment().max(PMD_PAGES * PAGE_SIZE) as u64
+}
 
 /// Returns regions at the given addresses, in bytes.
 ///
 /// Returns [`EINVAL`] if one is not aligned, or not within memory that firmware has listed.
 pub(crate) fn at(addrs: [u64; 2]) -> Result<KVec<Range<PhysAddr>>> {
-    let align = pgmap::alignment() as u64;
+    let align = alignment();
+    let size = MAX_SIZE.max(align);
     let listed = listed()?;
     let mut regions = KVec::with_capacity(addrs.len(), GFP_KERNEL)?;
     for addr in addrs {
@@ -34,14 +44,14 @@ pub(crate) fn at(addrs: [u64; 2]) -> Result<KVec<Range<PhysAddr>>> {
             pr_err!("spm_addr_dev0 and spm_addr_dev1 must be multiples of {align:#x}\n");
             return Err(EINVAL);
         }
-        let end = addr.saturating_add(MAX_SIZE);
+        let end = addr.saturating_add(size);
         if !listed
             .iter()
             .any(|range| range.start <= addr && end <= range.end)
         {
             pr_err!(
                 "there are no {} MB of special-purpose memory at {addr:#x}\n",
-                MAX_SIZE >> 20
+                size >> 20
             );
             return Err(EINVAL);
         }
@@ -55,7 +65,7 @@ pub(crate) fn at(addrs: [u64; 2]) -> Result<KVec<Range<PhysAddr>>> {
 ///
 /// Returns [`ENODEV`] if there is not enough that nobody else has claimed.
 pub(crate) fn find(count: usize) -> Result<KVec<Range<PhysAddr>>> {
-    share_out(&listed()?, count, pgmap::alignment() as u64, is_unclaimed)
+    share_out(&listed()?, count, alignment(), is_unclaimed)
 }
 
 /// Returns the special-purpose memory that firmware has listed.
@@ -90,8 +100,8 @@ fn share_out(
                 .map(move |i| range.start + i * size..range.start + (i + 1) * size)
         })
     };
-    let mut size = MAX_SIZE;
-    while size >= MIN_SIZE {
+    let mut size = MAX_SIZE.max(align);
+    while size >= MIN_SIZE.max(align) {
         let mut regions = KVec::with_capacity(count, GFP_KERNEL)?;
         for region in pieces(size).filter(&is_usable).take(count) {
             regions.push(region, GFP_KERNEL)?;
@@ -146,6 +156,18 @@ mod tests {
     fn regions_are_aligned() -> Result {
         let regions = share_out(from_ref(&(MB..200 * MB + 4096)), 1)?;
         assert_eq!(regions[0], 2 * MB..200 * MB);
+        Ok(())
+    }
+
+    #[test]
+    fn huge_pages_may_be_larger_than_all_else() -> Result {
+        const ALIGN: u64 = 2 * MAX_SIZE;
+
+        let regions = super::share_out(from_ref(&(MB..4 * ALIGN)), 2, ALIGN, |_| true)?;
+        assert_eq!(regions[0], ALIGN..2 * ALIGN);
+        assert_eq!(regions[1], 2 * ALIGN..3 * ALIGN);
+        let too_little = super::share_out(from_ref(&(MB..ALIGN)), 1, ALIGN, |_| true);
+        assert!(matches!(too_little, Err(ENODEV)));
         Ok(())
     }
 

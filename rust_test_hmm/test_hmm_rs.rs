@@ -64,8 +64,9 @@ module! {
         },
         spm_addr_dev0: u64 {
             default: 0,
-            description: "Start of 256 MB of special-purpose memory for the first coherent \
-                or, with device_type=generic, generic device. If unset, it is looked for.",
+            description: "Start of 256 MB of special-purpose memory (of one huge page if that is \
+                larger) for the first coherent or, with device_type=generic, generic device. If \
+                unset, what firmware lists is searched.",
         },
         spm_addr_dev1: u64 {
             default: 0,
@@ -124,8 +125,9 @@ impl Plan {
             }
         }
         pr_err!(
-            "device_type={wanted_name} needs special-purpose memory, of which there is none left \
-             (on x86, memmap=<size>%<start>-1+0xefffffff at boot makes some)\n"
+            "device_type={wanted_name} needs special-purpose memory, which firmware lists with \
+             EFI_MEMORY_SP, and of which there is none left (on x86, \
+             memmap=<size>%<start>-1+0xefffffff at boot makes some)\n"
         );
         Err(ENODEV)
     }

@@ -223,19 +223,31 @@ run_cargo() { # cargo, argument...
 }
 
 have_bindgen() { program_at_least bindgen 0.71.1; }
-have_qemu() { program_at_least qemu-system-x86_64 7.2; }
+have_qemu() { # [arm64]
+	local name=x86_64
+	[ "${1:-}" != arm64 ] || name=aarch64
+	program_at_least "qemu-system-$name" 7.2
+}
 
 # Everything that builds a kernel: kernel_make flavour [target...]
 kernel_make() {
-	local flavour=$1 source=$linux arch=() suffix cc rustc='' bin libclang
+	local flavour=$1 source=$linux arch=() toolchain
 	shift
 	case $flavour in
 	base|base-drivers) source=$linux_base ;;
 	bisect|groups-c|groups-rust) source=$linux_scratch ;;
 	powerpc-drivers) arch=(ARCH=powerpc) ;;
 	esac
+	find_toolchain "$flavour"
+	make -C "$source" O="$(kernel_dir "$flavour")" "${arch[@]}" "${toolchain[@]}" \
+		LOCALVERSION="-$flavour" -j"$(nproc)" "$@"
+}
+
+# Sets toolchain to variables of the kernel's make, and what ccache and bindgen go by.
+find_toolchain() { # flavour
+	local suffix cc rustc='' bin libclang
 	suffix=$(find_llvm) || die "no clang 17 or later with lld and LLVM's tools, run 'make deps'"
-	[ "$flavour" != clippy ] || rustc=$(find_rustc clippy-driver rustfmt) || true
+	[ "$1" != clippy ] || rustc=$(find_rustc clippy-driver rustfmt) || true
 	[ -n "$rustc" ] || rustc=$(find_rustc) ||
 		die "no rustc 1.85 or later with its library source, run 'make deps'"
 	bin=$(dirname "$rustc")
@@ -249,10 +261,8 @@ kernel_make() {
 		# The same file of another clone is the same.
 		export CCACHE_BASEDIR=$top
 	fi
-	make -C "$source" O="$(kernel_dir "$flavour")" "${arch[@]}" LLVM="${suffix:-1}" CC="$cc" \
-		RUSTC="$rustc" HOSTRUSTC="$rustc" RUSTDOC="$bin/rustdoc" \
-		RUSTFMT="$bin/rustfmt" CLIPPY_DRIVER="$bin/clippy-driver" \
-		LOCALVERSION="-$flavour" -j"$(nproc)" "$@"
+	toolchain=(LLVM="${suffix:-1}" CC="$cc" RUSTC="$rustc" HOSTRUSTC="$rustc"
+		RUSTDOC="$bin/rustdoc" RUSTFMT="$bin/rustfmt" CLIPPY_DRIVER="$bin/clippy-driver")
 }
 
 kernel_dir() {

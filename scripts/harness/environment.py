@@ -84,14 +84,15 @@ def options_hash(lines: list[str]) -> str:
 
 def kernel(flavour: str) -> Kernel | None:
     """A kernel that was built."""
-    images = sorted((BUILD / "modules/lib/modules").glob(f"*-{flavour}/vmlinuz"))
-    if not images:
+    try:
+        release = (kernel_folder(flavour) / "include/config/kernel.release").read_text(encoding="utf-8")
+    except OSError:
         return None
     config = options(kernel_folder(flavour) / ".config")
     compiler = re.search(r'^CONFIG_CC_VERSION_TEXT="(.*)"$', "\n".join(config or []), re.MULTILINE)
     return Kernel(
         flavour,
-        images[-1].parent.name,
+        release.strip(),
         options_hash(config) if config else None,
         compiler[1] if compiler else None,
     )

@@ -40,6 +40,6 @@ def run_tests(
         all_arguments += ["--timeout-factor", str(guest.DEBUG_TIMEOUT_FACTOR)]
     print(f"==> hmm-selftests: {run.name}", file=sys.stderr)
     command = shlex.join([str(build()), *all_arguments])
-    bind = shlex.quote(str(SCRIPTS / "guest/bind-vfio"))
-    commands = f"{bind} || exit\n{guest.with_driver(run, command)}"
+    prepare = [shlex.quote(str(SCRIPTS / "guest" / script)) for script in ("bind-vfio", "make-disk")]
+    commands = "\n".join([*(f"{script} || exit" for script in prepare), guest.with_driver(run, command)])
     guest.run_ktap(run, commands, results / run.name, timeout, options, vm.VFIO_DEVICES)

@@ -20,6 +20,7 @@ pub mod pagemap;
 pub mod pins;
 pub mod process;
 pub mod settings;
+pub mod uring;
 pub mod userfault;
 pub mod vfio;
 

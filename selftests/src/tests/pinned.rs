@@ -35,7 +35,8 @@ pub const TESTS: &[Test] = &[
     test!(forked),
 ];
 
-const NO_EBUSY: &[Exception] =
+/// Where pages that stay pinned cannot be tested.
+pub const NO_EBUSY: &[Exception] =
     &[Exception::unpatched("defect 8 of test_hmm: RELEASE waits for pinned pages for ever")];
 
 const COUNT: usize = 8;

@@ -6,6 +6,7 @@ use std::io;
 
 use nix::errno::Errno;
 
+use super::pinned::NO_EBUSY;
 use super::support::{ensure_device_reads, ensure_snapshot, migrate, migrate_back};
 use super::{Context, Test};
 use crate::device::Device;
@@ -15,11 +16,20 @@ use crate::pages::{HUGE_PAGES, Pages};
 use crate::uapi::MemoryType::{self, Coherent, Generic};
 use crate::uapi::prot;
 use crate::vfio::{Container, DeviceAccess};
-use crate::{ensure_eq, ensure_errno, fail, pagemap, test};
+use crate::{ensure, ensure_eq, ensure_errno, fail, pagemap, pattern, test};
+
+mod uring;
+
+use uring::{uring, uring_huge, uring_killed, uring_memlock};
 
 /// The group's tests.
 pub const TESTS: &[Test] = &[
+    test!(uring).except(NO_EBUSY),
+    test!(uring_huge).except(NO_EBUSY),
+    test!(uring_killed).except(NO_EBUSY),
+    test!(uring_memlock).except(NO_EBUSY),
     test!(vfio),
+    test!(vfio_dma),
     test!(vfio_frame_in_use).only(&[Coherent, Generic]),
     test!(vfio_frame_free).only(&[Coherent, Generic]),
 ];
@@ -72,6 +82,45 @@ fn vfio(ctx: &mut Context) -> Result {
         migrate(&device, &mapping, 0..COUNT, generation + 1)?;
     }
     device.release()?;
+    Ok(())
+}
+
+/// A device reads and writes the pages, of generation 1, wherever they were pinned.
+fn vfio_dma(ctx: &mut Context) -> Result {
+    const FROM: usize = 2;
+    const TO: usize = 5;
+
+    let container = Container::open()?;
+    let edu = container.edu()?;
+    let device = ctx.device(0)?;
+    let mapping = on_device(&device)?;
+    let before = pfns(mapping.all())?;
+    let access = container.map(mapping.all())?;
+    edu.read(FROM)?;
+    edu.write(TO)?;
+    let place = match ctx.memory_type {
+        MemoryType::Generic => {
+            ensure_eq!(pfns(mapping.all())?, before);
+            ctx.local_write()
+        }
+        MemoryType::Private | MemoryType::Coherent => prot::WRITE,
+    };
+    ensure_snapshot(&device, mapping.all(), place)?;
+    let is_copied = |mapping: &Mapping| mapping.contents(TO..TO + 1) == pattern::pages(FROM, 1, 1);
+    ensure!(is_copied(&mapping));
+    pattern::check(&device.read(mapping.pages(TO..TO + 1))?.data, FROM, 1)?;
+    // What the CPU writes, the device reads.
+    mapping.fill(FROM..FROM + 1, 2);
+    edu.read(FROM)?;
+    edu.write(FROM + 1)?;
+    drop(access);
+
+    device.release()?;
+    ensure_snapshot(&device, mapping.all(), prot::WRITE)?;
+    ensure!(is_copied(&mapping));
+    ensure_eq!(mapping.contents(FROM + 1..FROM + 2), pattern::pages(FROM, 1, 2));
+    mapping.check(0..FROM, 1)?;
+    mapping.check(TO + 1..COUNT, 1)?;
     Ok(())
 }
 
