@@ -168,6 +168,9 @@ impl Drop for DeviceAccess<'_> {
     }
 }
 
+/// Bytes that [`Edu`] transfers at a time: older QEMU aborts when all of its buffer is.
+pub const TRANSFER: usize = PAGE_SIZE / 2;
+
 /// QEMU's educational PCI device, which has a buffer of one page, and DMA from and to it.
 #[derive(Debug)]
 pub struct Edu {
@@ -197,12 +200,12 @@ const BUFFER: u64 = 0x40000;
 const TRANSFER_LIMIT: Duration = Duration::from_secs(60);
 
 impl Edu {
-    /// Has it copy a page of the memory that it can access into its buffer.
+    /// Has it copy the beginning of a page of the memory that it can access into its buffer.
     pub fn read(&self, page: usize) -> Result {
         self.transfer(IOVA + (page * PAGE_SIZE) as u64, BUFFER, 0)
     }
 
-    /// Has it copy its buffer to a page of the memory that it can access.
+    /// Has it copy its buffer to the beginning of a page of the memory that it can access.
     pub fn write(&self, page: usize) -> Result {
         self.transfer(BUFFER, IOVA + (page * PAGE_SIZE) as u64, DMA_TO_MEMORY)
     }
@@ -210,7 +213,7 @@ impl Edu {
     fn transfer(&self, source: u64, destination: u64, direction: u32) -> Result {
         self.set(DMA_SOURCE, u32::try_from(source)?)?;
         self.set(DMA_DESTINATION, u32::try_from(destination)?)?;
-        self.set(DMA_COUNT, PAGE_SIZE as u32)?;
+        self.set(DMA_COUNT, TRANSFER as u32)?;
         self.set(DMA_COMMAND, DMA_RUN | direction)?;
         let end = Instant::now() + TRANSFER_LIMIT;
         while self.get(DMA_COMMAND)? & DMA_RUN != 0 {
