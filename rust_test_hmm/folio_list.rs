@@ -7,7 +7,8 @@
 
 use core::num::NonZero;
 
-/// Number of pages of the largest chunk, 256 MB with pages of 4 KB, and whole huge pages of any size.
+/// Number of pages of the largest chunk: 256 MB with pages of 4 KB, and whole huge pages of any
+/// size.
 pub(crate) const MAX_CHUNK_PAGES: usize = 1 << 16;
 
 /// The most chunks that a device can have.

@@ -223,9 +223,9 @@ run_cargo() { # cargo, argument...
 }
 
 have_bindgen() { program_at_least bindgen 0.71.1; }
-have_qemu() { # [arm64]
+have_qemu() { # x86_64|arm64
 	local name=x86_64
-	[ "${1:-}" != arm64 ] || name=aarch64
+	[ "$1" != arm64 ] || name=aarch64
 	program_at_least "qemu-system-$name" 7.2
 }
 
