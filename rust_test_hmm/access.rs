@@ -240,9 +240,11 @@ pub(crate) fn write(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>) ->
     let mut rest = range.clone();
     while !rest.is_empty() {
         let src = user_ptr(cmd, &range, rest.start)?;
-        let mut len = write_from_user(space, first_window(rest.clone()), src)?;
+        let window = first_window(rest.clone());
+        fault_in(src, window.len())?;
+        let mut len = write_from_user(space, window, src)?;
         if len == 0 {
-            // The caller's memory may have to be faulted in.
+            // The caller's memory may have been paged out again.
             let buffer = buffer.get()?;
             let data = &mut buffer[..rest.len().min(BUFFER_PAGES * PAGE_SIZE)];
             UserSlice::new(src, data.len()).reader().read_slice(data)?;
@@ -254,6 +256,15 @@ pub(crate) fn write(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>) ->
         }
         cmd.cpages += (len / PAGE_SIZE) as u64;
         rest.start += len;
+    }
+    Ok(())
+}
+
+/// Faults in the caller's memory, so that nothing is written if not all of it can be read.
+fn fault_in(src: UserPtr, len: usize) -> Result {
+    for offset in (0..len).step_by(PAGE_SIZE).chain([len - 1]) {
+        let byte = UserSlice::new(src.wrapping_byte_add(offset), 1);
+        byte.reader().read::<u8>()?;
     }
     Ok(())
 }
