@@ -262,10 +262,14 @@ pub(crate) fn write(space: &AddressSpace, cmd: &mut Cmd, range: Range<usize>) ->
 
 /// Faults in the caller's memory, so that nothing is written if not all of it can be read.
 fn fault_in(src: UserPtr, len: usize) -> Result {
-    for offset in (0..len).step_by(PAGE_SIZE).chain([len - 1]) {
+    let read = |offset| {
         let byte = UserSlice::new(src.wrapping_byte_add(offset), 1);
-        byte.reader().read::<u8>()?;
+        byte.reader().read::<u8>()
+    };
+    for offset in (0..len).step_by(PAGE_SIZE) {
+        read(offset)?;
     }
+    read(len - 1)?;
     Ok(())
 }
 
