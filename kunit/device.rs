@@ -82,7 +82,7 @@ impl PageMapOps for Memory {
     }
 
     fn migrate_to_ram(&self, fault: &mut Fault<'_>) -> Result<(), FaultError> {
-        let range = fault.mapped_range();
+        let range = fault.folio_range();
         let mut buffer =
             MigrateBuffer::new(range.len() / PAGE_SIZE, GFP_KERNEL).map_err(|_| FaultError::Oom)?;
         let select = Select::device(&self.owner).compound();

@@ -271,32 +271,40 @@ mod tests {
     #[test]
     fn large_folios_are_freed_as_single_pages() -> Result {
         for memory_type in [COHERENT, GENERIC] {
-            let map = RawPageMap::new(Settings::managed(memory_type))?;
-            let pgmap = map.page(0).pgmap();
-            for life in 1..=2 {
-                let folio = map.init_large_folio(0, PMD_ORDER);
-                kunit_expect_eq!(map.nr_references(), PMD_PAGES);
-                kunit_expect!(map.page(1).is_tail());
-                drop(folio);
-                kunit_expect_eq!(map.nr_freed(), 3 * life - 2);
-                kunit_expect_eq!(map.nr_references(), 0);
-                let nr_wrong = (1..PMD_PAGES)
-                    .map(|index| map.page(index))
-                    .filter(|page| {
-                        page.is_tail()
-                            || page.pgmap() != pgmap
-                            || page.mapping() != 0
-                            || page.ref_count() != 0
-                    })
-                    .count();
-                kunit_expect_eq!(nr_wrong, 0, "of type {memory_type}");
+            for order in [2, PMD_ORDER] {
+                are_freed_as_single_pages(memory_type, order)?;
+            }
+        }
+        Ok(())
+    }
 
-                // One from the middle, and the first one.
-                for index in [5, 0] {
-                    let folio = map.init_folio(index);
-                    kunit_expect_eq!(folio.order(), 0);
-                    kunit_expect_eq!(map.nr_references(), 1);
-                }
+    fn are_freed_as_single_pages(memory_type: u32, order: u32) -> Result {
+        let nr_pages = 1 << order;
+        let map = RawPageMap::new(Settings::managed(memory_type))?;
+        let pgmap = map.page(0).pgmap();
+        for life in 1..=2 {
+            let folio = map.init_large_folio(0, order);
+            kunit_expect_eq!(map.nr_references(), nr_pages);
+            kunit_expect!(map.page(1).is_tail());
+            drop(folio);
+            kunit_expect_eq!(map.nr_freed(), 3 * life - 2);
+            kunit_expect_eq!(map.nr_references(), 0);
+            let nr_wrong = (1..nr_pages)
+                .map(|index| map.page(index))
+                .filter(|page| {
+                    page.is_tail()
+                        || page.pgmap() != pgmap
+                        || page.mapping() != 0
+                        || page.ref_count() != 0
+                })
+                .count();
+            kunit_expect_eq!(nr_wrong, 0, "of type {memory_type}, order {order}");
+
+            // One from the middle, and the first one.
+            for index in [nr_pages / 2 + 1, 0] {
+                let folio = map.init_folio(index);
+                kunit_expect_eq!(folio.order(), 0);
+                kunit_expect_eq!(map.nr_references(), 1);
             }
         }
         Ok(())

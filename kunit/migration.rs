@@ -387,6 +387,8 @@ mod tests {
         // The number of pages that are collected, the order of the destination, and what its entry
         // says.
         for (nr_pages, order, flags) in [
+            (NR_PAGES, 2, HUGE),
+            (NR_PAGES, 2, SMALL),
             (NR_PAGES, PMD_ORDER, HUGE),
             (NR_PAGES, PMD_ORDER, SMALL),
             (NR_PAGES, 0, HUGE),
@@ -417,7 +419,7 @@ mod tests {
     }
 
     /// Migrates to a folio of some order and returns whether core mm refuses, without any other
-    /// effect.
+    /// effect, whether the driver takes large folios of any order or not.
     fn is_refused(
         device: &Device,
         memory: UserMemory,
@@ -428,14 +430,19 @@ mod tests {
     ) -> Result<bool> {
         const SYSTEM: u32 = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_SYSTEM;
         const COMPOUND: u32 = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_COMPOUND;
+        const ANY_ORDER: u32 = bindings::migrate_vma_direction_MIGRATE_VMA_SELECT_ANY_ORDER;
 
         let select = || Select::system().compound();
         let before = collect(&memory, 0..nr_pages, select())?;
 
-        let folio = raw::init_folio(device.map(), order);
+        let mut is_migrated = false;
+        for (nr, any_order) in [(1, 0), (2, ANY_ORDER)] {
+            let folio = raw::init_folio(device.map(), order);
+            let select = SYSTEM | COMPOUND | any_order;
+            is_migrated |= raw::migrate_first(&memory, nr_pages, select, folio, flags)?;
+            kunit_expect_eq!(device.nr_freed(), nr << order);
+        }
         device.skip(PMD_PAGES);
-        let is_migrated = raw::migrate_first(&memory, nr_pages, SYSTEM | COMPOUND, folio, flags)?;
-        kunit_expect_eq!(device.nr_freed(), 1 << order);
 
         // Nothing has changed, nor does anything stand against a migration.
         let after = collect(&memory, 0..nr_pages, select())?;

@@ -42,7 +42,7 @@ impl PageMapOps for Chunk {
 /// Migrates what the CPU has touched to system memory.
 fn migrate_to_system(chunk: &Chunk, fault: &mut Fault<'_>) -> Result<(), FaultError> {
     let memory = chunk.memory();
-    let range = fault.mapped_range();
+    let range = fault.folio_range();
     // The owner is known by the first page of the folio.
     let owner = fault
         .page()
@@ -53,7 +53,7 @@ fn migrate_to_system(chunk: &Chunk, fault: &mut Fault<'_>) -> Result<(), FaultEr
         .ok_or(FaultError::SigBus)?;
     let mut buffer =
         MigrateBuffer::new(range.len() >> PAGE_SHIFT, GFP_KERNEL).map_err(|_| FaultError::Oom)?;
-    let select = Select::device(memory).compound();
+    let select = Select::device(memory).any_order();
 
     let mut pages =
         Collected::from_fault(fault, range, select, &mut buffer).map_err(|_| FaultError::SigBus)?;

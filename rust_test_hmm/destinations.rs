@@ -8,8 +8,7 @@ use crate::{
     pool::{
         Chunk,
         Owner, //
-    },
-    windows::WINDOW_PAGES, //
+    }, //
 };
 use kernel::{
     alloc::flags::{
@@ -26,15 +25,14 @@ use kernel::{
         pgmap::{
             MemoryType,
             PageMapOwner, //
-        },
-        PMD_ORDER, //
+        }, //
     },
     prelude::*,
     sync::Arc, //
 };
 
 /// Has pages, of the source at index `head`, migrated to the device: that at `index`, or, if
-/// `order` is [`PMD_ORDER`], all.
+/// `order` is that of the source, all.
 ///
 /// Returns whether there is memory for them.
 pub(crate) fn set_dst_on_device(
@@ -104,20 +102,17 @@ pub(crate) fn set_dsts_in_system(
         if source.page().is_none() {
             continue;
         }
-        let is_compound = source.is_compound();
+        let order = pages.order(index);
         let fail = owner.is_some_and(Owner::take_fail_alloc);
-        if !fail {
-            let order = if is_compound { PMD_ORDER } else { 0 };
-            if set_dst_in_system(pages, memory, index, index, order)? {
-                continue;
-            }
+        if !fail && set_dst_in_system(pages, memory, index, index, order)? {
+            continue;
         }
-        if !is_compound {
+        if order == 0 {
             allocated = false;
             continue;
         }
         // Small pages will do, if the first one is among them: core mm splits the folio.
-        for page in index..index + WINDOW_PAGES {
+        for page in index..index + (1 << order) {
             if !set_dst_in_system(pages, memory, index, page, 0)? {
                 allocated = false;
                 if page == index {
@@ -130,7 +125,7 @@ pub(crate) fn set_dsts_in_system(
 }
 
 /// Has pages, of the source at index `head`, migrated to system memory: that at `index`, or, if
-/// `order` is [`PMD_ORDER`], all.
+/// `order` is that of the source, all.
 ///
 /// Returns whether there is memory for them.
 fn set_dst_in_system(

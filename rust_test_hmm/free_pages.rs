@@ -2,7 +2,10 @@
 
 //! Which pages of a chunk of device memory are free.
 
-use core::ops::Range;
+use core::{
+    iter,
+    ops::Range, //
+};
 use kernel::{
     mm::{
         PMD_ORDER,
@@ -11,7 +14,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// Pages in a block, the unit in which large folios are handed out.
+/// Pages in a block, the largest unit in which folios are handed out.
 pub(crate) const BLOCK_PAGES: usize = PMD_PAGES;
 
 /// A bit for each page.
@@ -49,11 +52,30 @@ impl Bits {
         }
         Some(word * 64 + bits.trailing_zeros() as usize)
     }
+
+    /// Returns the first of `1 << order` pages whose bits are all set, within a range of pages.
+    ///
+    /// Its ends, and the first page, are multiples of that size.
+    fn next_run(&self, pages: Range<usize>, order: u32) -> Option<usize> {
+        let nr_pages = 1 << order;
+        if nr_pages >= 64 {
+            return pages.step_by(nr_pages).find(|&page| {
+                let words = &self.0[page / 64..(page + nr_pages) / 64];
+                words.iter().all(|&word| word == u64::MAX)
+            });
+        }
+
+        let mask = u64::MAX >> (64 - nr_pages);
+        (pages.start / 64..pages.end.div_ceil(64))
+            .flat_map(|word| (0..64).step_by(nr_pages).map(move |bit| (word, bit)))
+            .find(|&(word, bit)| self.0[word] >> bit & mask == mask)
+            .map(|(word, bit)| word * 64 + bit)
+    }
 }
 
-/// Free pages, from which single pages and whole blocks can be taken.
+/// Free pages, from which folios of up to a whole block can be taken.
 ///
-/// Single pages are taken from blocks that are in use already where possible, so that whole ones
+/// Parts of a block are taken from those that are in use already where possible, so that whole ones
 /// stay free. What is put back makes a block whole again by itself.
 pub(crate) struct FreePages {
     free: Bits,
@@ -61,7 +83,7 @@ pub(crate) struct FreePages {
     in_use: Bits,
     /// Number of free pages by block.
     free_in_block: KVec<usize>,
-    /// The block of which the last single page was taken.
+    /// The block of which the last part was taken.
     current: usize,
     nr_free: usize,
     nr_in_use: usize,
@@ -100,18 +122,19 @@ impl FreePages {
         self.nr_in_use
     }
 
-    /// Takes a page, or a block if `order` is [`PMD_ORDER`], and returns the index of its first
-    /// page.
+    /// Takes `1 << order` pages, no more than a block, and returns the index of the first one, a
+    /// multiple of their number.
     pub(crate) fn take(&mut self, order: u32) -> Option<usize> {
-        let page = match order {
-            0 if self.nr_free > 0 => {
-                let block = self.partial_block().or_else(|| self.whole_block())?;
-                self.current = block;
-                self.free.next(block * BLOCK_PAGES)?
-            }
-            PMD_ORDER => self.whole_block()? * BLOCK_PAGES,
-            _ => return None,
+        if order > PMD_ORDER || self.nr_free < 1 << order {
+            return None;
+        }
+        let page = match self.part_of_block(order) {
+            Some(page) => page,
+            None => self.whole_block()? * BLOCK_PAGES,
         };
+        if order < PMD_ORDER {
+            self.current = page / BLOCK_PAGES;
+        }
         let pages = page..page + (1 << order);
         self.free.change(pages.clone(), false);
         self.in_use.change(pages.clone(), true);
@@ -141,12 +164,21 @@ impl FreePages {
         self.in_use.next(start)
     }
 
-    fn partial_block(&self) -> Option<usize> {
-        let is_partial = |&block: &usize| (1..BLOCK_PAGES).contains(&self.free_in_block[block]);
+    /// Returns the first of `1 << order` free pages of a block that is in use.
+    fn part_of_block(&self, order: u32) -> Option<usize> {
+        let has_pages = |block: &usize| (1 << order..BLOCK_PAGES).contains(&self.free_in_block[*block]);
+        let find_pages = |block: usize| {
+            let pages = block * BLOCK_PAGES..(block + 1) * BLOCK_PAGES;
+            match order {
+                0 => self.free.next(pages.start),
+                _ => self.free.next_run(pages, order),
+            }
+        };
 
-        Some(self.current)
-            .filter(is_partial)
-            .or_else(|| (0..self.free_in_block.len()).find(is_partial))
+        iter::once(self.current)
+            .chain(0..self.free_in_block.len())
+            .filter(has_pages)
+            .find_map(find_pages)
     }
 
     fn whole_block(&self) -> Option<usize> {
@@ -260,9 +292,29 @@ mod tests {
     }
 
     #[test]
-    fn other_orders_are_refused() -> Result {
-        let mut pages = FreePages::new(BLOCK_PAGES)?;
-        assert_eq!(pages.take(1), None);
+    fn parts_of_a_block_are_aligned() -> Result {
+        for order in 1..PMD_ORDER {
+            let nr_pages = 1 << order;
+            let mut pages = FreePages::new(2 * BLOCK_PAGES)?;
+            assert_eq!(pages.take(0), Some(0));
+            for page in (nr_pages..BLOCK_PAGES).step_by(nr_pages) {
+                assert_eq!(pages.take(order), Some(page));
+            }
+            // The next block, as no such part of this one is free.
+            assert_eq!(pages.take(order), Some(BLOCK_PAGES));
+            assert_eq!(pages.take(PMD_ORDER), None);
+
+            pages.put(0..1);
+            pages.put(BLOCK_PAGES - nr_pages..BLOCK_PAGES);
+            assert_eq!(pages.take(order), Some(BLOCK_PAGES + nr_pages));
+            assert_eq!(pages.nr_in_use(), BLOCK_PAGES);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn larger_orders_are_refused() -> Result {
+        let mut pages = FreePages::new(4 * BLOCK_PAGES)?;
         assert_eq!(pages.take(PMD_ORDER + 1), None);
         Ok(())
     }

@@ -26,8 +26,7 @@ use kernel::{
             Select, //
         },
         pgmap::MemoryType,
-        virt,
-        PMD_ORDER, //
+        virt, //
     },
     prelude::*,
     time::{
@@ -82,30 +81,28 @@ fn to_device_once(
 ) -> Result<bool> {
     let mm = space.mirror().mm().mmget_not_zero().ok_or(ESRCH)?;
     let mmap = mm.mmap_read_lock();
-    let mut pages = Collected::from_range(&mmap, window, Select::system().compound(), buffer)?;
+    let mut pages = Collected::from_range(&mmap, window, Select::system().any_order(), buffer)?;
     let mut allocated = true;
 
-    for index in 0..pages.len() {
-        let source = pages.source(index);
-        if !source.is_migrating() {
+    let mut next = 0;
+    while next < pages.len() {
+        let order = pages.order(next);
+        let (index, end) = (next, next + (1 << order));
+        next = end;
+        if !pages.source(index).is_migrating() {
             continue;
         }
-        let nr_pages = if source.is_compound() {
-            WINDOW_PAGES
-        } else {
-            1
-        };
         let fail = space.owner().take_fail_alloc();
-        if source.is_compound() {
-            if !fail && set_dst_on_device(space, &mut pages, index, index, PMD_ORDER)? {
+        if order > 0 {
+            if !fail && set_dst_on_device(space, &mut pages, index, index, order)? {
                 continue;
             }
         } else if fail {
             allocated = false;
             continue;
         }
-        for page in index..index + nr_pages {
-            // Of a huge page, only a part without the first page cannot be migrated.
+        for page in index..end {
+            // Of a large folio, only a part without the first page cannot be migrated.
             if !set_dst_on_device(space, &mut pages, index, page, 0)? && page == index {
                 break;
             }
@@ -126,7 +123,7 @@ pub(crate) fn to_system(space: &AddressSpace, range: Range<usize>) -> Result<usi
         let mm = space.mirror().mm().mmget_not_zero().ok_or(ESRCH)?;
         let mmap = mm.mmap_read_lock();
         let memory = space.device().memory();
-        let select = Select::device(memory).compound();
+        let select = Select::device(memory).any_order();
         let mut pages = Collected::from_range(&mmap, window, select, &mut buffer)?;
         let allocated = set_dsts_in_system(&mut pages, memory, Some(space.owner()))?;
         // The CPU can use other memory where it is.

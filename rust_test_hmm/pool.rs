@@ -249,7 +249,7 @@ impl Pool {
             .find_map(|chunk| Some(chunk.map.start_pfn() + chunk.free.next_in_use(0)?))
     }
 
-    /// Takes pages for a folio of order 0 or `PMD_ORDER`, and returns where they are.
+    /// Takes pages for a folio of up to the order of a huge page, and returns where they are.
     ///
     /// `backing` is their memory if they are device-private; it is taken if this returns `Some`.
     pub(crate) fn take(
@@ -365,7 +365,7 @@ impl Pool {
         let (mut number, mut page) = from;
         while number < MAX_CHUNKS {
             if let Some(chunk) = &state.chunks[number] {
-                // A large folio is a block, and begins where one does.
+                // A large folio is within a block.
                 let mut block = None;
                 while let Some(in_use) = chunk.free.next_in_use(page) {
                     if *block.get_or_insert(in_use / BLOCK_PAGES) != in_use / BLOCK_PAGES {

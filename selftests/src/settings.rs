@@ -4,19 +4,20 @@
 use std::fs;
 
 use crate::failure::{Context, Result};
+use crate::pages::PAGE_SIZE;
 
 /// A file with another value until this is dropped.
 #[derive(Debug)]
 pub struct Setting {
-    file: &'static str,
+    file: String,
     before: String,
 }
 
 impl Setting {
     /// Writes a value.
-    pub fn new(file: &'static str, value: &str) -> Result<Self> {
+    pub fn new(file: &str, value: &str) -> Result<Self> {
         let text = fs::read_to_string(file).context(file)?;
-        let setting = Self { file, before: selected(&text).to_owned() };
+        let setting = Self { file: file.to_owned(), before: selected(&text).to_owned() };
         fs::write(file, value).context(file)?;
         Ok(setting)
     }
@@ -24,7 +25,7 @@ impl Setting {
 
 impl Drop for Setting {
     fn drop(&mut self) {
-        fs::write(self.file, &self.before).expect("as it was before");
+        fs::write(&self.file, &self.before).expect("as it was before");
     }
 }
 
@@ -50,29 +51,27 @@ impl HugePagesIfAdvised {
     }
 }
 
-/// No huge pages but folios of 64 KB, whatever the advice, until this is dropped.
+/// No huge pages but large folios of one size, whatever the advice, until this is dropped.
 #[derive(Debug)]
-pub struct Only64KFolios {
+pub struct LargeFolios {
     _settings: [Setting; 2],
 }
 
-impl Only64KFolios {
-    /// Pages of a folio.
-    pub const PAGES: usize = 16;
-
-    /// Changes the settings for all memory.
-    pub fn new() -> Result<Self> {
-        Self::with_huge_pages("never")
+impl LargeFolios {
+    /// Changes the settings for all memory, to folios of so many pages.
+    pub fn of_pages(pages: usize) -> Result<Self> {
+        Self::with_huge_pages(pages, "never")
     }
 
     /// The same, but there are huge pages where the process wants them.
-    pub fn unless_advised() -> Result<Self> {
-        Self::with_huge_pages("madvise")
+    pub fn unless_advised(pages: usize) -> Result<Self> {
+        Self::with_huge_pages(pages, "madvise")
     }
 
-    fn with_huge_pages(when: &str) -> Result<Self> {
-        const LARGE: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled";
-        Ok(Self { _settings: [Setting::new(HUGE, when)?, Setting::new(LARGE, "always")?] })
+    fn with_huge_pages(pages: usize, when: &str) -> Result<Self> {
+        let kb = pages * PAGE_SIZE / 1024;
+        let large = format!("/sys/kernel/mm/transparent_hugepage/hugepages-{kb}kB/enabled");
+        Ok(Self { _settings: [Setting::new(HUGE, when)?, Setting::new(&large, "always")?] })
     }
 }
 

@@ -693,6 +693,10 @@ mod tests {
         let text = "to-device 0 0-512 0, cpu-read 0 3-4 0";
         assert_eq!(byte(private, HUGE, text, 0, 7), prot::WRITE | prot::PMD);
         assert_eq!(byte(MemoryType::Generic, HUGE, text, 0, 7), generic);
+        // Nor is it split if it is mapped page by page, but all of it is.
+        let text = "to-device 0 0-512 0, protect-read 0 3-4 0, protect-write 0 3-4 0, \
+                    cpu-read 0 9-10 0";
+        assert_eq!(byte(private, HUGE, text, 0, 7), prot::WRITE);
         // What has only zeroes does not outlive the huge page.
         let text = "cpu-write 0 0-2 0, to-device 0 0-1 0";
         assert_eq!(byte(private, HUGE, text, 0, 1), prot::WRITE);

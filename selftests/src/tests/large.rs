@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Large folios that are no huge pages, of 64 KB, which page tables map. There are none on
-//! the device.
+//! Large folios that are no huge pages, most of them of 64 KB, which page tables map. They
+//! are as large on the device.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,13 +16,14 @@ use crate::failure::{Context as _, Result};
 use crate::memory::Mapping;
 use crate::pages::HUGE_PAGES;
 use crate::process::Child;
-use crate::settings::{HugePagesIfAdvised, Only64KFolios};
+use crate::settings::{HugePagesIfAdvised, LargeFolios};
 use crate::uapi::prot;
 use crate::{ensure, ensure_eq, pagemap, test};
 
 /// The group's tests.
 pub const TESTS: &[Test] = &[
     test!(there_and_back),
+    test!(untouched),
     test!(part_migrated),
     test!(part_protected),
     test!(forked),
@@ -31,34 +32,66 @@ pub const TESTS: &[Test] = &[
     test!(small_part_discarded_while_migrated),
 ];
 
-const FOLIO: usize = Only64KFolios::PAGES;
+/// Pages of a folio of 64 KB.
+const FOLIO: usize = 16;
 const ALL: usize = 4 * FOLIO;
 
 /// Folios of generation 1.
-fn filled(_settings: &Only64KFolios) -> Result<Mapping> {
+fn filled(_settings: &LargeFolios) -> Result<Mapping> {
     let mapping = Mapping::anonymous(ALL)?;
     mapping.fill(0..ALL, 1);
-    ensure_eq!(pagemap::tail_pages(mapping.all())?, ALL / FOLIO * (FOLIO - 1));
+    ensure_folios(&mapping, 0..ALL, FOLIO)?;
     Ok(mapping)
 }
 
+/// Of each size from 16 KB to 1 MB, in both directions.
 fn there_and_back(ctx: &mut Context) -> Result {
-    let settings = Only64KFolios::new()?;
     let device = ctx.device(0)?;
-    let mapping = filled(&settings)?;
-    migrate(&device, &mapping, 0..ALL, 1)?;
-    ensure_snapshot(&device, mapping.all(), ctx.local_write())?;
-    device_writes(&device, &mapping, 0..ALL, 2)?;
-    migrate_back(&device, mapping.all(), ALL as u64)?;
-    ensure_snapshot(&device, mapping.all(), prot::WRITE)?;
-    mapping.check(0..ALL, 2)?;
+    for folio in (2..HUGE_PAGES.ilog2()).map(|order| 1 << order) {
+        let _settings = LargeFolios::of_pages(folio)?;
+        let mapping = Mapping::anonymous(HUGE_PAGES)?;
+        mapping.fill(0..HUGE_PAGES, 1);
+        ensure_folios(&mapping, 0..HUGE_PAGES, folio)?;
+        migrate(&device, &mapping, 0..HUGE_PAGES, 1)?;
+        ensure_snapshot(&device, mapping.all(), ctx.local_write())?;
+        device_writes(&device, &mapping, 0..HUGE_PAGES, 2)?;
+        migrate_back(&device, mapping.all(), HUGE_PAGES as u64)?;
+        ensure_snapshot(&device, mapping.all(), prot::WRITE)?;
+        ensure_folios(&mapping, 0..HUGE_PAGES, folio)?;
+        mapping.check(0..HUGE_PAGES, 2)?;
+    }
+    Ok(())
+}
+
+/// Where nothing is, the device gets what the CPU would.
+fn untouched(ctx: &mut Context) -> Result {
+    let device = ctx.device(0)?;
+    for folio in (2..HUGE_PAGES.ilog2()).map(|order| 1 << order) {
+        let _settings = LargeFolios::of_pages(folio)?;
+        let mapping = Mapping::anonymous(HUGE_PAGES)?;
+        // There is no room for the last folio.
+        let (whole, there) = (0..HUGE_PAGES - folio, 0..HUGE_PAGES - 1);
+        migrate(&device, &mapping, there.clone(), 0)?;
+        ensure_snapshot(&device, mapping.pages(there.clone()), ctx.local_write())?;
+        migrate_back(&device, mapping.all(), there.len() as u64)?;
+        ensure_folios(&mapping, whole.clone(), folio)?;
+        ensure_eq!(pagemap::tail_pages(mapping.pages(whole.end..there.end))?, 0);
+        mapping.check(there, 0)?;
+    }
+    Ok(())
+}
+
+/// Whether all of these pages of system memory are in folios of that many pages.
+fn ensure_folios(mapping: &Mapping, pages: Range<usize>, folio: usize) -> Result {
+    let expected = pages.len() / folio * (folio - 1);
+    ensure_eq!(pagemap::tail_pages(mapping.pages(pages))?, expected);
     Ok(())
 }
 
 /// The ends of the range are within folios.
 fn part_migrated(ctx: &mut Context) -> Result {
     const PART: Range<usize> = 3..ALL - 5;
-    let settings = Only64KFolios::new()?;
+    let settings = LargeFolios::of_pages(FOLIO)?;
     let device = ctx.device(0)?;
     let mapping = filled(&settings)?;
     migrate(&device, &mapping, PART, 1)?;
@@ -70,7 +103,7 @@ fn part_migrated(ctx: &mut Context) -> Result {
 }
 
 fn part_protected(ctx: &mut Context) -> Result {
-    let settings = Only64KFolios::new()?;
+    let settings = LargeFolios::of_pages(FOLIO)?;
     let device = ctx.device(0)?;
     let mapping = filled(&settings)?;
     mapping.mprotect(FOLIO / 2..FOLIO, ProtFlags::PROT_READ)?;
@@ -84,7 +117,7 @@ fn part_protected(ctx: &mut Context) -> Result {
 
 /// A child has them mapped, too.
 fn forked(ctx: &mut Context) -> Result {
-    let settings = Only64KFolios::new()?;
+    let settings = LargeFolios::of_pages(FOLIO)?;
     let device = ctx.device(0)?;
     let mapping = filled(&settings)?;
     let gate = crate::process::Gate::new()?;
@@ -153,7 +186,7 @@ fn small_part_discarded_while_migrated(ctx: &mut Context) -> Result {
 
 fn discard_while_migrating(ctx: &mut Context, discarded: Range<usize>) -> Result {
     const DURATION: Duration = Duration::from_secs(8);
-    let _settings = Only64KFolios::new()?;
+    let _settings = LargeFolios::of_pages(FOLIO)?;
     let device = ctx.device(0)?;
     let mapping = Mapping::anonymous(HUGE_PAGES)?;
     let mut rng = ctx.rng.fork();

@@ -90,30 +90,34 @@ impl Memory {
         }
     }
 
-    /// A CPU fault on private memory of a device.
+    /// A CPU fault on private memory of a device, which brings back what is there of where
+    /// the whole folio would be.
     pub(super) fn fault_back(&mut self, page: usize) -> Result<(), Errno> {
         let (_, device) = self.on_device(page).expect("is on a device");
-        let huge = self.block(page) == Block::Huge;
+        let range = self.folio_range(page);
+        let is_there = |page: &usize| self.is_on(device, *page);
+        let pages: Vec<_> = range.clone().filter(is_there).collect();
+        let is_whole = self.is_one_huge_page(&range);
+        if !is_whole {
+            for &page in &pages {
+                self.split_huge_page(page);
+            }
+        }
         let fails = std::mem::take(&mut self.fails[device]);
-        if fails && !huge {
-            // It was unmapped for a while.
-            self.invalidate_page(page);
-            return Err(Errno::ENOMEM);
-        }
-        if !huge {
-            self.split_huge_page(page);
-        }
-        let range = if huge { self.pages_of(self.block_of(page)) } else { page..page + 1 };
-        if fails {
+        if fails && is_whole {
             // All of it comes back, by small pages.
             self.split(page);
             self.make_small_pages(range.clone());
         }
-        for page in range.clone() {
+        // In any case it was unmapped for a while.
+        self.invalidate(range);
+        if fails && !is_whole {
+            return Err(Errno::ENOMEM);
+        }
+        for page in pages {
             let (folio, _) = self.on_device(page).expect("is on a device");
             self.migrate(folio, Place::System);
         }
-        self.invalidate(range);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{Block, Content, Folio, FolioId, Memory, Place, Pte};
+use super::{Block, Content, Folio, FolioId, Memory, Part, Place, Pte};
 use crate::pages::HUGE_PAGES;
 
 impl Memory {
@@ -16,7 +16,7 @@ impl Memory {
             mapped: 1,
             pinned: 0,
             referenced: 0,
-            huge_page: None,
+            part: None,
             is_lazy: false,
         };
         match self.unused.pop() {
@@ -112,9 +112,9 @@ impl Memory {
     /// The pages of a block are one huge page from now on.
     pub(super) fn make_huge_page(&mut self, block: Range<usize>) {
         self.huge_pages += 1;
-        for page in block.clone() {
+        for (index, page) in block.clone().enumerate() {
             let folio = self.folio_of(page).expect("is there");
-            self.folios[folio].huge_page = Some(self.huge_pages);
+            self.folios[folio].part = Some(Part { huge_page: self.huge_pages, index });
         }
         self.set_block(block.start, Block::Huge);
     }
@@ -122,17 +122,42 @@ impl Memory {
     /// The pages of a huge page were migrated one by one.
     pub(super) fn make_small_pages(&mut self, block: Range<usize>) {
         for folio in block.filter_map(|page| self.folio_of(page)).collect::<Vec<_>>() {
-            self.folios[folio].huge_page = None;
+            self.folios[folio].part = None;
         }
+    }
+
+    /// The part of a huge page that a page has.
+    fn part_of(&self, page: usize) -> Option<Part> {
+        self.folio_of(page).and_then(|folio| self.folios[folio].part)
+    }
+
+    /// Whether a range is a huge page, whole and in order, however it is mapped.
+    pub(super) fn is_one_huge_page(&self, range: &Range<usize>) -> bool {
+        let huge_page = |page| self.part_of(page).map(|part| part.huge_page);
+        let first = huge_page(range.start);
+        let is_in_place = |page| huge_page(page) == first && self.is_in_place(page);
+        self.is_whole_block(range) && range.clone().all(is_in_place)
+    }
+
+    /// Whether a page of a huge page is where it would be if all of that was in its block.
+    fn is_in_place(&self, page: usize) -> bool {
+        let block = self.pages_of(self.block_of(page));
+        self.part_of(page).is_some_and(|part| block.start + part.index == page)
+    }
+
+    /// Where all of the huge page that a page is a part of would be, if there is room for it
+    /// in the VMA, or else the page.
+    pub(super) fn folio_range(&self, page: usize) -> Range<usize> {
+        let block = self.pages_of(self.block_of(page));
+        if self.is_in_place(page) && self.is_one_vma(&block) { block } else { page..page + 1 }
     }
 
     /// Splits the huge page that a page is a part of, not only how it is mapped. Core mm
     /// has the zero page take the place of what has only zeroes. Returns whether there was
     /// a huge page.
     pub(super) fn split_huge_page(&mut self, page: usize) -> bool {
-        let huge_page_of = |memory: &Self, page: usize| {
-            memory.folio_of(page).and_then(|folio| memory.folios[folio].huge_page)
-        };
+        let huge_page_of =
+            |memory: &Self, page: usize| memory.part_of(page).map(|part| part.huge_page);
         let Some(huge_page) = huge_page_of(self, page) else {
             return false;
         };
@@ -143,7 +168,7 @@ impl Memory {
             self.split(page);
             let id = self.folio_of(page).expect("is there");
             let folio = &mut self.folios[id];
-            folio.huge_page = None;
+            folio.part = None;
             if folio.place == Place::System && folio.content.generation == 0 {
                 self.unmap_folio(id);
                 self.pages[page].pte = Pte::Zero;
@@ -178,9 +203,11 @@ impl Memory {
     /// Whether a fault where nothing is makes a huge page.
     pub(super) fn takes_huge(&mut self, page: usize) -> bool {
         let block = self.pages_of(self.block_of(page));
-        let pages = &self.pages[block];
-        let one_vma = pages.iter().all(|p| p.protection.is_some())
-            && pages[1..].iter().all(|p| !p.begins_vma);
-        self.shape.has_huge_pages && one_vma && self.is_hole(page)
+        self.shape.has_huge_pages && self.is_one_vma(&block) && self.is_hole(page)
+    }
+
+    fn is_one_vma(&self, range: &Range<usize>) -> bool {
+        let pages = &self.pages[range.clone()];
+        pages.iter().all(|p| p.protection.is_some()) && pages[1..].iter().all(|p| !p.begins_vma)
     }
 }

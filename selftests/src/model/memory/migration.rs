@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use nix::errno::Errno;
 
-use super::{Access, Block, Folio, FolioId, INVALID, Memory, Place, Pte, ZEROES};
+use super::{Access, Block, Folio, FolioId, INVALID, Memory, Part, Place, Pte, ZEROES};
 use crate::pages::HUGE_PAGES;
 
 impl Memory {
@@ -42,6 +42,10 @@ impl Memory {
             }
             Block::Hole | Block::Emptied if whole && self.is_hole(first) => {
                 self.migrate_huge_to_device(device, window);
+                return false;
+            }
+            Block::Table if self.is_one_huge_page(&window) && self.is_source(first) => {
+                self.migrate_whole_to_device(device, window);
                 return false;
             }
             _ => {}
@@ -105,16 +109,23 @@ impl Memory {
 
     /// Migrates a block that is one source: a huge page, the huge zero page or a hole.
     fn migrate_huge_to_device(&mut self, device: usize, block: Range<usize>) {
+        if self.migrate_whole_to_device(device, block.clone()) {
+            self.make_huge_page(block);
+        } else {
+            self.set_block(block.start, Block::Table);
+        }
+    }
+
+    /// Migrates a block that is one source. Returns whether it is one folio then.
+    fn migrate_whole_to_device(&mut self, device: usize, block: Range<usize>) -> bool {
         let failed = std::mem::take(&mut self.fails[device]);
         for page in block.clone() {
             self.put_on_device(device, page);
         }
         if failed {
-            self.set_block(block.start, Block::Table);
             self.make_small_pages(block);
-        } else {
-            self.make_huge_page(block);
         }
+        !failed
     }
 
     /// Migrates a window back. Returns the number of pages.
@@ -133,14 +144,14 @@ impl Memory {
         if pages.is_empty() {
             return Ok(0);
         }
-        let huge = self.block(window.start) == Block::Huge && self.is_whole_block(&window);
-        if !huge {
+        let is_whole = self.is_one_huge_page(&window);
+        if !is_whole {
             for &page in &pages {
                 self.split_huge_page(page);
             }
         }
         if std::mem::take(&mut self.fails[device]) {
-            if huge {
+            if is_whole {
                 self.split(window.start);
                 self.make_small_pages(window);
             } else if self.is_private() {
@@ -193,13 +204,14 @@ impl Memory {
     fn split_partly_mapped(&mut self, is_to_go: &impl Fn(&Folio) -> bool) {
         let mut mapped = HashMap::new();
         for folio in self.folios.iter().filter(|folio| is_to_go(folio) && folio.mapped > 0) {
-            if let Some(huge_page) = folio.huge_page {
+            if let Some(huge_page) = folio.huge_page() {
                 *mapped.entry(huge_page).or_insert(0) += 1;
             }
         }
         for folio in &mut self.folios {
-            let is_split = |huge_page| mapped.get(&huge_page).is_some_and(|&n| n < HUGE_PAGES);
-            folio.huge_page = folio.huge_page.filter(|&huge_page| !is_split(huge_page));
+            let is_split =
+                |part: Part| mapped.get(&part.huge_page).is_some_and(|&n| n < HUGE_PAGES);
+            folio.part = folio.part.filter(|&part| !is_split(part));
         }
     }
 

@@ -74,13 +74,26 @@ struct Folio {
     pinned: usize,
     /// Plain references.
     referenced: usize,
-    /// Number of the huge page that it is a part of, not yet split.
-    huge_page: Option<u64>,
+    /// The huge page that it is a part of, not yet split.
+    part: Option<Part>,
     /// After `MADV_FREE`, until reclaim has seen that it was written again.
     is_lazy: bool,
 }
 
+/// A part of a huge page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    /// Number of the huge page.
+    huge_page: u64,
+    /// Number of the page in there.
+    index: usize,
+}
+
 impl Folio {
+    fn huge_page(&self) -> Option<u64> {
+        self.part.map(|part| part.huge_page)
+    }
+
     fn can_migrate(&self) -> bool {
         self.pinned == 0 && self.referenced == 0
     }

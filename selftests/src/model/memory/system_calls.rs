@@ -136,13 +136,6 @@ impl Memory {
         }
     }
 
-    /// Whether a range is a huge page, whole and in order.
-    fn is_one_huge_page(&self, range: &Range<usize>) -> bool {
-        let huge_page = |page| self.folio_of(page).and_then(|folio| self.folios[folio].huge_page);
-        let first = huge_page(range.start);
-        self.is_whole_block(range) && range.clone().all(|page| huge_page(page) == first)
-    }
-
     /// Whether reclaim may unmap a page that it looks at: one that was once freed lazily.
     /// As that was written since, it maps it again.
     pub fn may_unmap_in_reclaim(&self, page: usize) -> bool {

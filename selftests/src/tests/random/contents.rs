@@ -21,25 +21,27 @@ use crate::model::operation::{Kind, Operation};
 use crate::pages::{HUGE_PAGES, PAGE_SIZE};
 use crate::pattern::{self, MAX_GENERATION};
 use crate::process::Child;
-use crate::settings::{FastKsm, Only64KFolios};
+use crate::settings::{FastKsm, LargeFolios};
 use crate::tests::Context;
 use crate::userfault::UserFaults;
 use crate::{fail, pagemap};
 
 /// Four blocks: huge pages and folios of 64 KB, in turns.
 pub const SHAPE: Shape = Shape { pages: 4 * HUGE_PAGES, skew: 0, has_huge_pages: true };
+/// Pages of a folio of 64 KB.
+const FOLIO: usize = 16;
 /// The other thread discards from here on.
 const UNSAFE_FROM: usize = 2 * HUGE_PAGES;
 
 /// What the kernel is told for all of the test.
 pub struct Settings {
     _ksm: FastKsm,
-    _folios: Only64KFolios,
+    _folios: LargeFolios,
 }
 
 impl Settings {
     pub fn new() -> Result<Self> {
-        Ok(Self { _ksm: FastKsm::new()?, _folios: Only64KFolios::unless_advised()? })
+        Ok(Self { _ksm: FastKsm::new()?, _folios: LargeFolios::unless_advised(FOLIO)? })
     }
 }
 
