@@ -39,9 +39,10 @@ struct Counters {
     dropped: Atomic<bool>,
 }
 
-/// The driver's data of private memory of which only some pages can be used.
+/// The driver's data of private memory.
 struct Memory {
     owner: Arc<PageMapOwner<Memory>>,
+    /// What the first pages stand for. All others are zeroes, like the first ones then.
     backing: KVec<OwnedFolio>,
     counters: Arc<Counters>,
 }
@@ -69,7 +70,7 @@ impl Evict for Memory {
                 continue;
             };
             let device_page = self.owner.device_page(page).ok_or(EINVAL)?;
-            let backing = self.backing.get(device_page.index()).ok_or(EINVAL)?;
+            let backing = &self.backing[device_page.index() % NR_PAGES];
             let folio = pages
                 .alloc_folio(index, 0, GFP_HIGHUSER_MOVABLE)?
                 .fill(|to| to.copy_from(backing.page(0).ok_or(EINVAL)?))?;
@@ -98,6 +99,7 @@ mod tests {
         device::{
             addresses,
             fill,
+            huge_user_memory,
             nr_changed, //
         },
         raw, //
@@ -127,7 +129,9 @@ mod tests {
                 DeviceRegion,
                 MemoryType,
                 PageMapOwner, //
-            }, //
+            },
+            PMD_ORDER,
+            PMD_PAGES, //
         },
         page::PAGE_SIZE,
         prelude::*,
@@ -157,11 +161,11 @@ mod tests {
         faux::Registration::new(c"zone_device_kunit", None)
     }
 
-    /// Gives a device memory.
+    /// Gives a device memory, as much as a huge page.
     fn bind(dev: &Device<Bound>, counters: &Arc<Counters>) -> Result<Devres<DeviceMemory<Memory>>> {
         let owner = PageMapOwner::new(MemoryType::Private)?;
         let region = DeviceRegion::request_free(
-            (NR_PAGES * PAGE_SIZE) as u64,
+            (PMD_PAGES * PAGE_SIZE) as u64,
             CString::try_from(c"zone_device_kunit")?,
         )?;
         let mut backing = KVec::new();
@@ -254,6 +258,38 @@ mod tests {
         drop(device);
         kunit_expect_eq!(counters.failures.load(Relaxed), 0);
         expect_evicted(&memory, &counters)
+    }
+
+    /// What the process has unmapped of a huge page is not evicted, and all the rest is.
+    #[test]
+    fn half_of_a_huge_page() -> Result {
+        const HALF: usize = PMD_PAGES / 2;
+
+        let (counters, device) = (counters(0)?, device()?);
+        let dev = device.as_ref().as_ref();
+        let map = bind(dev, &counters)?;
+        let mut memory = huge_user_memory()?;
+        {
+            let mut buffer = MigrateBuffer::new(PMD_PAGES, GFP_KERNEL)?;
+            let mmap = memory.mm().mmap_read_lock();
+            let range = addresses(&memory, 0..PMD_PAGES);
+            let select = Select::system().compound();
+            let mut pages = Collected::from_range(&mmap, range, select, &mut buffer)?;
+            let folio = map.access(dev)?.init_folio(0, PMD_ORDER)?.into_private()?;
+            pages.set_dst(0, folio)?;
+            kunit_expect_eq!(pages.migrate().nr_migrated(), PMD_PAGES);
+        }
+        memory.unmap(0..HALF * PAGE_SIZE)?;
+        kunit_expect_eq!(counters.freed.load(Relaxed), 0);
+
+        drop(device);
+        kunit_expect_eq!(counters.evicted.load(Relaxed), PMD_PAGES - HALF);
+        kunit_expect_eq!(counters.freed.load(Relaxed), PMD_PAGES);
+        kunit_expect!(counters.dropped.load(Relaxed));
+        let mut byte = [1];
+        memory.read((PMD_PAGES - 1) * PAGE_SIZE, &mut byte)?;
+        kunit_expect_eq!(byte, [0]);
+        Ok(())
     }
 
     /// A page that somebody has locked, and has a reference on, is waited for.
