@@ -2,10 +2,7 @@
 
 //! Which pages of a chunk of device memory are free.
 
-use core::{
-    iter,
-    ops::Range, //
-};
+use core::ops::Range;
 use kernel::{
     mm::{
         PMD_ORDER,
@@ -166,19 +163,16 @@ impl FreePages {
 
     /// Returns the first of `1 << order` free pages of a block that is in use.
     fn part_of_block(&self, order: u32) -> Option<usize> {
-        let has_pages = |block: &usize| (1 << order..BLOCK_PAGES).contains(&self.free_in_block[*block]);
-        let find_pages = |block: usize| {
+        let find_in = |block| {
             let pages = block * BLOCK_PAGES..(block + 1) * BLOCK_PAGES;
-            match order {
-                0 => self.free.next(pages.start),
+            match self.free_in_block[block] {
+                nr_free if nr_free < 1 << order || nr_free == BLOCK_PAGES => None,
+                _ if order == 0 => self.free.next(pages.start),
                 _ => self.free.next_run(pages, order),
             }
         };
 
-        iter::once(self.current)
-            .chain(0..self.free_in_block.len())
-            .filter(has_pages)
-            .find_map(find_pages)
+        find_in(self.current).or_else(|| (0..self.free_in_block.len()).find_map(find_in))
     }
 
     fn whole_block(&self) -> Option<usize> {
