@@ -75,7 +75,7 @@ fn new_folio_on_device(
 
     // Small pages will do where there is no large one.
     let flags = if order > 0 {
-        GFP_HIGHUSER | __GFP_NOWARN
+        GFP_HIGHUSER | __GFP_RETRY_MAYFAIL | __GFP_NOWARN
     } else {
         GFP_HIGHUSER
     };
@@ -98,11 +98,12 @@ pub(crate) fn set_dsts_in_system(
 ) -> Result<bool> {
     let mut allocated = true;
     for index in 0..pages.len() {
-        let source = pages.source(index);
-        if source.page().is_none() {
+        if pages.source(index).page().is_none() {
             continue;
         }
-        let order = pages.order(index);
+        let Some(order) = pages.order(index) else {
+            continue;
+        };
         let fail = owner.is_some_and(Owner::take_fail_alloc);
         if !fail && set_dst_in_system(pages, memory, index, index, order)? {
             continue;
@@ -136,7 +137,7 @@ fn set_dst_in_system(
     order: u32,
 ) -> Result<bool> {
     let flags = if order > 0 {
-        GFP_HIGHUSER_MOVABLE | __GFP_NOWARN
+        GFP_HIGHUSER_MOVABLE | __GFP_RETRY_MAYFAIL | __GFP_NOWARN
     } else {
         GFP_HIGHUSER_MOVABLE
     };

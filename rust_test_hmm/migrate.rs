@@ -84,14 +84,10 @@ fn to_device_once(
     let mut pages = Collected::from_range(&mmap, window, Select::system().any_order(), buffer)?;
     let mut allocated = true;
 
-    let mut next = 0;
-    while next < pages.len() {
-        let order = pages.order(next);
-        let (index, end) = (next, next + (1 << order));
-        next = end;
-        if !pages.source(index).is_migrating() {
+    for index in 0..pages.len() {
+        let Some(order) = pages.order(index) else {
             continue;
-        }
+        };
         let fail = space.owner().take_fail_alloc();
         if order > 0 {
             if !fail && set_dst_on_device(space, &mut pages, index, index, order)? {
@@ -101,7 +97,7 @@ fn to_device_once(
             allocated = false;
             continue;
         }
-        for page in index..end {
+        for page in index..index + (1 << order) {
             // Of a large folio, only a part without the first page cannot be migrated.
             if !set_dst_on_device(space, &mut pages, index, page, 0)? && page == index {
                 break;
