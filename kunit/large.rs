@@ -269,6 +269,27 @@ mod tests {
     }
 
     #[test]
+    fn reclaim_knows_what_was_unmapped_while_it_was_evicted() -> Result {
+        for_each_huge_page(|memory_type, device, memory| {
+            let mut buffer = MigrateBuffer::new(PMD_PAGES, GFP_KERNEL)?;
+            let mut pages = Collected::from_device(device.map(), 0..PMD_PAGES, &mut buffer)?;
+            kunit_expect!(pages.source(0).is_migrating(), "of type {memory_type:?}");
+            memory.unmap(HALF * PAGE_SIZE..PMD_PAGES * PAGE_SIZE)?;
+            device.map().data().set_dsts_in_system(&mut pages)?;
+            kunit_expect_eq!(pages.migrate().nr_migrated(), PMD_PAGES);
+
+            let pin = LongTermPin::new(memory, 1)?;
+            let second = pin.page().folio().page(1).ok_or(EINVAL)?;
+            kunit_expect!(
+                RawPage::of_page(second).has_flag(PG_PARTIALLY_MAPPED),
+                "of type {memory_type:?}"
+            );
+            kunit_expect_eq!(nr_changed(memory, 0..HALF, 1)?, 0);
+            Ok(())
+        })
+    }
+
+    #[test]
     fn large_folios_are_freed_as_single_pages() -> Result {
         for memory_type in [COHERENT, GENERIC] {
             for order in [2, PMD_ORDER] {

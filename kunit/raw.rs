@@ -345,6 +345,12 @@ impl<'a> RawPage<'a> {
         Self(folio.as_ptr().cast(), PhantomData)
     }
 
+    /// Returns a page of any folio.
+    pub(crate) fn of_page(page: FolioPage<'a>) -> Self {
+        // INVARIANT: The page is in use as long as its folio.
+        Self(page.as_ptr(), PhantomData)
+    }
+
     /// Returns a page of a device.
     pub(crate) fn of_device<T: PageMapOps>(map: &'a PageMap<T>, index: usize) -> Self {
         assert!(index < map.nr_pages());
