@@ -98,7 +98,7 @@ pub(crate) fn set_dsts_in_system(
 ) -> Result<bool> {
     let mut allocated = true;
     for index in 0..pages.len() {
-        if pages.source(index).page().is_none() {
+        if pages.source(index).is_hole() {
             continue;
         }
         let Some(order) = pages.order(index) else {

@@ -32,6 +32,7 @@ use kernel::{
             OwnedFolio, //
         },
         pgmap::{
+            MemoryType,
             PageMap,
             PageMapOwner, //
         }, //
@@ -448,6 +449,9 @@ impl Chunk {
     /// Returns what is behind the folio of a page if it is device-private memory of the given
     /// owner.
     pub(crate) fn backing_of(memory: &PageMapOwner<Self>, page: FolioPage<'_>) -> Option<Backing> {
+        if memory.memory_type() != MemoryType::Private {
+            return None;
+        }
         let index = page.index();
         let page = memory.device_page(page)?;
         page.map().data().backing(page.index() - index)
