@@ -81,8 +81,8 @@ const HUGE: Shape = Shape { pages: 2 * HUGE_PAGES, skew: 0, has_huge_pages: true
 
 /// Operations in a row, in a process of their own.
 const EPISODE: usize = 250;
-/// For one such sequence.
-const EPISODE_LIMIT: Duration = Duration::from_secs(60);
+/// For one operation: a debug kernel on a busy machine needs some seconds for the longest ones.
+const STEP_LIMIT: Duration = Duration::from_secs(60);
 /// For making a failing sequence short.
 const SHRINK_LIMIT: Duration = Duration::from_secs(20);
 
@@ -148,10 +148,14 @@ fn run_all(ctx: &mut Context, plan: Plan) -> Result {
 fn episode(ctx: &Context, plan: Plan, operations: &[Operation], coverage: &Coverage) -> Result {
     coverage.set_step(0);
     let child = Child::fork(|| (plan.run)(ctx, plan.shape, operations, coverage))?;
-    if !child.ends_within(EPISODE_LIMIT) {
-        // Now, as it may not even be possible to kill it.
-        let done = operations[..=coverage.step()].to_vec();
-        println!("hangs in the last operation of: {}", Sequence(done));
+    let mut step = None;
+    while !child.ends_within(STEP_LIMIT) {
+        if step.replace(coverage.step()) == Some(coverage.step()) {
+            // Now, as it may not even be possible to kill it.
+            let done = operations[..=coverage.step()].to_vec();
+            println!("hangs in the last operation of: {}", Sequence(done));
+            break;
+        }
     }
     child.join()
 }
