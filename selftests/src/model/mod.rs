@@ -697,6 +697,9 @@ mod tests {
         let text = "to-device 0 0-512 0, protect-read 0 3-4 0, protect-write 0 3-4 0, \
                     cpu-read 0 9-10 0";
         assert_eq!(byte(private, HUGE, text, 0, 7), prot::WRITE);
+        // Nor is it kept for a last page.
+        let text = "to-device 1 0-512 0, map 1 0-511 0, fork 1 0-1 0, cpu-write 1 511-512 0";
+        assert_eq!(byte(MemoryType::Coherent, HUGE, text, 1, 511), prot::WRITE);
         // What has only zeroes does not outlive the huge page.
         let text = "cpu-write 0 0-2 0, to-device 0 0-1 0";
         assert_eq!(byte(private, HUGE, text, 0, 1), prot::WRITE);

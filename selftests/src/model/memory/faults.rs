@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use nix::errno::Errno;
 
-use super::{Access, Block, Content, Entry, Memory, Mirrored, Place, Pte, ZEROES};
+use super::{Access, Block, Content, Entry, FolioId, Memory, Mirrored, Place, Pte, ZEROES};
 
 impl Memory {
     /// Whether a page is mapped for the CPU to access it so.
@@ -46,7 +46,7 @@ impl Memory {
             }
             // A huge page is always used once: its children do not stay.
             Pte::Mapped { folio, exclusive, .. } => {
-                if exclusive || self.folios[folio].is_used_once() {
+                if exclusive || self.can_reuse(folio) {
                     let reused = if self.block(page) == Block::Huge {
                         self.pages_of(self.block_of(page))
                     } else {
@@ -63,6 +63,17 @@ impl Memory {
             }
         }
         Ok(())
+    }
+
+    /// Whether a folio that may be shared is not copied on write, after all. Of a large one,
+    /// core mm copies the last page that is mapped, to get rid of the rest.
+    fn can_reuse(&self, folio: FolioId) -> bool {
+        let folio = &self.folios[folio];
+        let is_last = folio.huge_page().is_some_and(|huge_page| {
+            let parts = self.folios.iter().filter(|part| part.huge_page() == Some(huge_page));
+            parts.map(|part| part.mapped).sum::<usize>() <= 1
+        });
+        folio.is_used_once() && !is_last
     }
 
     fn reuse(&mut self, page: usize) {
