@@ -8,23 +8,28 @@ use crate::failure::{Context, Result};
 /// A file with another value until this is dropped.
 #[derive(Debug)]
 pub struct Setting {
-    file: &'static str,
+    file: String,
     before: String,
 }
 
 impl Setting {
     /// Writes a value.
-    pub fn new(file: &'static str, value: &str) -> Result<Self> {
-        let text = fs::read_to_string(file).context(file)?;
-        let setting = Self { file, before: selected(&text).to_owned() };
+    pub fn new(file: &str, value: &str) -> Result<Self> {
+        let setting = Self::keep(file.to_owned())?;
         fs::write(file, value).context(file)?;
         Ok(setting)
+    }
+
+    /// Leaves the value as it is; others may change it.
+    pub fn keep(file: String) -> Result<Self> {
+        let text = fs::read_to_string(&file).context(&file)?;
+        Ok(Self { before: selected(&text).to_owned(), file })
     }
 }
 
 impl Drop for Setting {
     fn drop(&mut self) {
-        fs::write(self.file, &self.before).expect("as it was before");
+        fs::write(&self.file, &self.before).expect("as it was before");
     }
 }
 
