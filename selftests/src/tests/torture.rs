@@ -134,16 +134,13 @@ fn torture(ctx: &mut Context, journal: &Journal) -> Result {
         slot.begin(OPERATIONS.len() + event);
         let happened = (EVENTS[event].happen)(&mut system, workers[number].pid());
         slot.end(OPERATIONS.len() + event, happened.is_ok());
-        for number in 0..WORKERS {
+        for (number, worker) in workers.iter_mut().enumerate() {
             let is_killed = chance.u32(0..100) == 0;
-            ensure!(
-                Instant::now() < workers[number].end + PATIENCE,
-                "worker {number} does not end"
-            );
-            if !is_killed && !workers[number].has_ended() {
+            ensure!(Instant::now() < worker.end + PATIENCE, "worker {number} does not end");
+            if !is_killed && !worker.has_ended() {
                 continue;
             }
-            let old = std::mem::replace(&mut workers[number], start(number)?);
+            let old = std::mem::replace(worker, start(number)?);
             finish(old, is_killed).context(format!("worker {number}"))?;
         }
     }

@@ -38,14 +38,14 @@ fn fork(actor: &mut Actor) -> Result<Attempt> {
     start(actor, &[], |actor| {
         let end = Instant::now() + LONGEST_LIFE;
         if has_own_files {
-            return Actor::new(scene, slot.of_child(seed), seed, depth)?.act(end, count);
+            return Actor::new(scene, slot.of_child(seed, depth), seed, depth)?.act(end, count);
         }
         // What is pinned, and who are its children, is for the parent to end. Its devices are of
         // the parent's memory.
         std::mem::forget(std::mem::take(&mut actor.pins));
         std::mem::forget(std::mem::take(&mut actor.children));
         actor.cpu = CpuAccess::new()?;
-        actor.slot = slot.of_child(seed);
+        actor.slot = slot.of_child(seed, depth);
         actor.rng = fastrand::Rng::with_seed(seed);
         actor.depth = depth;
         actor.act(end, count)

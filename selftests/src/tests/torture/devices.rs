@@ -59,6 +59,7 @@ const ERRORS: &[Errno] = &[
     Errno::EPERM,
     Errno::EINTR,
     Errno::ENOTTY,
+    Errno::EOPNOTSUPP,
 ];
 
 /// Issues a command, whose range may become a bad one.

@@ -113,9 +113,10 @@ impl<'a> Slot<'a> {
         self.set(word, self.get(word) + 1);
     }
 
-    /// The slot after this one, for a child.
-    pub fn of_child(&self, seed: u64) -> Self {
-        self.journal.slot(self.number + 1, seed)
+    /// The slot of all children of this one's thread, or of the one that it is a child of.
+    pub fn of_child(&self, seed: u64, depth: u32) -> Self {
+        let number = if depth == 1 { self.number + 1 } else { self.number };
+        self.journal.slot(number, seed)
     }
 
     /// The journal that it is in.
@@ -170,7 +171,7 @@ mod tests {
         slot.begin(1);
         slot.end(1, false);
         assert!(journal.unfinished().is_empty());
-        let slot = slot.of_child(8);
+        let slot = slot.of_child(8, 1);
         slot.begin(0);
         slot.range(&(3..5));
         let pid = std::process::id();

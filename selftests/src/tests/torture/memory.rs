@@ -24,7 +24,7 @@ pub const OPERATIONS: &[Operation] = &[
     Operation { name: "poison", weight: 1, perform: poison },
     Operation { name: "lock", weight: 2, perform: lock },
     Operation { name: "move-to-node", weight: 2, perform: move_to_node },
-    Operation { name: "userfault-register", weight: 2, perform: register },
+    Operation { name: "userfault-register", weight: 4, perform: register },
     Operation { name: "userfault-unregister", weight: 3, perform: unregister },
     Operation { name: "userfault-protect", weight: 2, perform: write_protect },
     Operation { name: "userfault-move", weight: 3, perform: move_by_user },

@@ -124,7 +124,7 @@ fn folio_setting(size: usize) -> String {
 /// Moves the memory of a process from one node to another, if there are two.
 fn migrate(system: &mut System, pid: Pid) -> std::io::Result<()> {
     let nodes = system.pick(&[[1u64, 2], [2, 1]]);
-    let [from, to] = nodes.each_ref().map(|mask| std::ptr::from_ref(mask));
+    let [from, to] = nodes.each_ref().map(std::ptr::from_ref);
     // SAFETY: Both masks have the 64 bits of which only the first two are set.
     let ret = unsafe { libc::syscall(libc::SYS_migrate_pages, pid.as_raw(), 64, from, to) };
     Ok(Errno::result(ret).map(drop)?)
