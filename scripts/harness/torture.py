@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from harness import guest, selftests
-from harness.paths import SCRIPTS
+from harness.paths import BUILD, SCRIPTS
 from harness.results import Run
 
 GROUP = "torture"
@@ -13,6 +13,8 @@ GROUP = "torture"
 KERNELS = ("debug", "kcsan", "series")
 # Emulated, of the kernels that can.
 OPTIONS = ["numa=fake=2"]
+# What is about device memory: there, data races count.
+RACES = ("mm/hmm.o", "mm/memremap.o", "mm/migrate_device.o")
 # Seconds of a boot, for what the tests do when their time is over, and those that have none.
 TIMEOUT = 900
 # Tests that go on for as many minutes as one likes.
@@ -33,5 +35,11 @@ def run_tests(run: Run, results: Path, minutes: int, seed: int, arguments: list[
     print(f"==> torture: {run.name}", file=sys.stderr)
     swap = f"{shlex.quote(str(SCRIPTS / 'guest/add-swap'))} || exit"
     timeout = TIMEOUT * factor + ENDLESS * 60 * minutes
-    commands = "\n".join([swap, guest.with_driver(run, f"{shlex.join(command)} {module}")])
+    tests = f"{shlex.join(command)} {module}"
+    if run.kernel == "kcsan":
+        objects = [str(BUILD / "kcsan" / name) for name in RACES]
+        tests = f"{shlex.join([str(SCRIPTS / 'guest/filter-races'), run.driver, *objects])}\n{tests}"
+    # All that was swapped out must be known to somebody.
+    tests = f"{tests}\nstatus=$?\nswapoff --all || exit\n(exit $status)"
+    commands = "\n".join([swap, guest.with_driver(run, tests)])
     guest.run_ktap(run, commands, results / run.name, timeout, OPTIONS, keep_log=True)

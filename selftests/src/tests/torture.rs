@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Everything at once, at random and for as long as one likes: what no other test thinks of.
 //! Only if the group is named.
+//!
+//! What a thread does is decided by its seed, when it does it is not: a failure may take some
+//! attempts to come again. The report says who was at what.
 
 use std::sync::LazyLock;
 use std::thread;
@@ -24,14 +27,16 @@ mod failures;
 mod journal;
 mod memory;
 mod pins;
+mod reclaim;
 mod reload;
 mod system;
 mod worker;
 
-use actor::Operation;
+use actor::{Choice, Operation};
 use books::Books;
 use failures::failures;
 use journal::Journal;
+use reclaim::reclaim_exclusive;
 use reload::{failed_loads, reload};
 use system::{EVENTS, System};
 use worker::{SLOTS, Worker};
@@ -41,6 +46,7 @@ pub const GROUP: &str = "torture";
 
 /// The group's tests.
 pub const TESTS: &[Test] = &[
+    test!(reclaim_exclusive),
     test!(processes).timeout(300),
     test!(failures).timeout(900),
     test!(reload).timeout(300),
@@ -54,7 +60,7 @@ pub struct TortureOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub minutes: Option<u32>,
 
-    /// In these tests, only operations whose names begin so
+    /// In the test `torture.processes`, only operations whose names begin so
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub only: Vec<String>,
 
@@ -115,9 +121,7 @@ fn torture(ctx: &mut Context, journal: &Journal) -> Result {
     let mut system = System::new(ctx.rng.fork())?;
     let mut rng = ctx.rng.fork();
     let slot = journal.slot(0, ctx.seed);
-    let weights = EVENTS.iter().enumerate();
-    let events: Vec<_> =
-        weights.flat_map(|(n, e)| std::iter::repeat_n(n, e.weight as usize)).collect();
+    let events = Choice::new(EVENTS.iter().map(|e| (e.name, e.weight)), &ctx.torture.only);
     let mut chance = ctx.rng.fork();
     let ctx = &*ctx;
     let mut start = |number: usize| {
@@ -130,13 +134,14 @@ fn torture(ctx: &mut Context, journal: &Journal) -> Result {
     while Instant::now() < end {
         thread::sleep(Duration::from_millis(chance.u64(0..200)));
         let number = chance.usize(0..WORKERS);
-        let event = events[chance.usize(0..events.len())];
-        slot.begin(OPERATIONS.len() + event);
-        let happened = (EVENTS[event].happen)(&mut system, workers[number].pid());
-        slot.end(OPERATIONS.len() + event, happened.is_ok());
+        if let Some(event) = events.choose(&mut chance) {
+            slot.begin(OPERATIONS.len() + event);
+            let happened = (EVENTS[event].happen)(&mut system, workers[number].pid());
+            slot.end(OPERATIONS.len() + event, happened.is_ok());
+        }
         for (number, worker) in workers.iter_mut().enumerate() {
             let is_killed = chance.u32(0..100) == 0;
-            ensure!(Instant::now() < worker.end + PATIENCE, "worker {number} does not end");
+            ensure!(Instant::now() < worker.end + 2 * PATIENCE, "worker {number} does not end");
             if !is_killed && !worker.has_ended() {
                 continue;
             }

@@ -86,12 +86,13 @@ impl<'a> Actor<'a> {
 
     /// Does operations until the time is over, or so many.
     pub fn act(&mut self, end: Instant, count: usize) -> Result {
-        let choice = Choice::new(&self.scene.ctx.torture.only);
+        let only = &self.scene.ctx.torture.only;
+        let choice = Choice::new(OPERATIONS.iter().map(|o| (o.name, o.weight)), only);
         for _ in 0..count {
             if Instant::now() >= end {
                 break;
             }
-            let number = choice.choose(&mut self.rng);
+            let Some(number) = choice.choose(&mut self.rng) else { break };
             self.slot.begin(number);
             let operation = &OPERATIONS[number];
             let attempt = (operation.perform)(self).context(format!(
@@ -149,22 +150,41 @@ impl<'a> Actor<'a> {
     }
 }
 
-/// Operations by weight.
-struct Choice {
+/// Operations, or other things, by weight.
+pub struct Choice {
     /// The number of each as often as it has weight.
     numbers: Vec<usize>,
 }
 
 impl Choice {
     /// Of all, or of those whose names begin so.
-    fn new(only: &[String]) -> Self {
+    pub fn new(all: impl Iterator<Item = (&'static str, u32)>, only: &[String]) -> Self {
         let is_asked = |name: &str| only.is_empty() || only.iter().any(|o| name.starts_with(o));
-        let numbers = OPERATIONS.iter().enumerate().filter(|(_, o)| is_asked(o.name));
-        let numbers = numbers.flat_map(|(n, o)| std::iter::repeat_n(n, o.weight as usize));
+        let numbers = all.enumerate().filter(|(_, (name, _))| is_asked(name));
+        let numbers = numbers.flat_map(|(n, (_, w))| std::iter::repeat_n(n, w as usize));
         Self { numbers: numbers.collect() }
     }
 
-    fn choose(&self, rng: &mut fastrand::Rng) -> usize {
-        self.numbers[rng.usize(0..self.numbers.len())]
+    /// One of them, if there is any.
+    pub fn choose(&self, rng: &mut fastrand::Rng) -> Option<usize> {
+        rng.choice(&self.numbers).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_weight_and_name() {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let all = || [("map", 1), ("move", 2), ("never", 0)].into_iter();
+        let mut counts = [0; 3];
+        let any = Choice::new(all(), &[]);
+        (0..300).for_each(|_| counts[any.choose(&mut rng).unwrap()] += 1);
+        assert!(counts[0] > 50 && counts[1] > counts[0] && counts[2] == 0, "{counts:?}");
+        let only = Choice::new(all(), &["mo".into()]);
+        assert!((0..9).all(|_| only.choose(&mut rng) == Some(1)));
+        assert_eq!(Choice::new(all(), &["x".into()]).choose(&mut rng), None);
     }
 }
