@@ -10,6 +10,10 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 # The targets share the tree and the build folders.
 .NOTPARALLEL:
 
+# What is to find bugs takes the kernel that shows most of them.
+ifneq ($(filter torture,$(MAKECMDGOALS)),)
+KCONFIG ?= debug
+endif
 export KERNEL KCONFIG UPGRADE BASE
 
 # What a target needs, as groups of scripts/deps.
@@ -24,6 +28,7 @@ needs-deps := $(filter arm64,$(ARCH))
 needs-run := kernel vm program
 needs-selftests := kernel vm program
 needs-defects := kernel vm program
+needs-torture := kernel vm program
 needs-bugs := kernel vm program dax
 needs-compare := kernel vm program dax
 needs-bench := kernel vm program
@@ -58,10 +63,11 @@ FEATURES ?= $(sort $(foreach goal,$(MAKECMDGOALS),$(features-$(goal))))
 # Only here, as export defines what is not defined yet.
 export FEATURES
 
-# KCONFIG=debug takes the debug kernel for what runs in the VM.
-$(if $(filter-out debug,$(KCONFIG)),$(error unknown KCONFIG=$(KCONFIG), use KCONFIG=debug))
-kernel-target := $(if $(filter debug,$(KCONFIG)),debug-kernel,kernel)
-kernel-name := $(if $(filter debug,$(KCONFIG)),debug,series)
+# KCONFIG=debug takes the debug kernel for what runs in the VM; torture has one more.
+kconfigs := debug $(if $(filter torture,$(MAKECMDGOALS)),kcsan)
+$(if $(filter-out $(kconfigs),$(KCONFIG)),$(error unknown KCONFIG=$(KCONFIG), use one of: $(kconfigs)))
+kernel-target := $(if $(KCONFIG),$(KCONFIG)-kernel,kernel)
+kernel-name := $(or $(KCONFIG),series)
 $(if $(filter-out measure record,$(BASE)),$(error unknown BASE=$(BASE), use BASE=measure or BASE=record))
 base = $(if $(BASE),--base $(BASE))
 seed = $(if $(SEED),--seed '$(SEED)')
@@ -70,7 +76,7 @@ $(if $(filter command,$(origin ARCH)),$(if $(filter-out deps kunit,$(MAKECMDGOAL
 kunit-arch := $(if $(ARCH),$(ARCH)-$(or $(PAGE_SIZE),4k))
 
 # An old verdict must not outlive a failure, not even one of what a target needs first.
-targets-with-results := run test test-long hmm-tests kselftest kunit selftests defects compare bugs dax \
+targets-with-results := run test test-long hmm-tests kselftest kunit selftests defects torture compare bugs dax \
 	sample check check-drivers cargo-test clippy rustdoc test-deps bench
 old-verdicts := $(patsubst %,build/results/%$(if $(KCONFIG),-$(KCONFIG))$(kunit-arch:%=-%)/summary.json, \
 	$(filter $(targets-with-results),$(MAKECMDGOALS)))
@@ -95,6 +101,8 @@ help:
 	@echo '                    FILTER=glob SOURCE=series|base'
 	@echo 'make selftests      hmm-selftests: DRIVERS=... TYPES=... SEED=n ARGS="filters, options"'
 	@echo 'make defects        what is wrong with the driver in C, one boot a row'
+	@echo 'make torture        all at once and at random on the debug kernel: MINUTES=2 SEED=n'
+	@echo '                    DRIVERS=... TYPES=... KCONFIG=kcsan'
 	@echo 'make cargo-test     unit tests of hmm-selftests, which need no VM'
 	@echo 'make kunit          KUnit suites, built in and of modules; ARCH=arm64 PAGE_SIZE=4k|16k|64k'
 	@echo 'make compare        unpatched and patched kernel, one table; and that of make bugs;'
@@ -117,7 +125,7 @@ help:
 	@echo 'make export         write branches series and group/* of build/linux to patches/'
 	@echo 'make mbox           what would be sent, in build/mbox: GROUP=name, or all'
 
-.PHONY: deps tree kernel kernel-base debug-kernel
+.PHONY: deps tree kernel kernel-base debug-kernel kcsan-kernel
 deps:
 	@scripts/deps $(groups)
 
@@ -131,10 +139,10 @@ kernel: tree
 kernel-base: tree
 	@scripts/kernel base
 
-debug-kernel: tree
-	@scripts/kernel debug
+debug-kernel kcsan-kernel: tree
+	@scripts/kernel $(@:-kernel=)
 
-.PHONY: vm hmm-tests compare bugs dax sample kunit selftests defects cargo-test bench kselftest bisect
+.PHONY: vm hmm-tests compare bugs dax sample kunit selftests defects torture cargo-test bench kselftest bisect
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
@@ -153,6 +161,10 @@ selftests: $(kernel-target)
 
 defects: $(kernel-target)
 	@scripts/defects.py --kernel $(kernel-name) $(seed) $(if $(filter test_hmm_rs,$(DRIVER)),--driver $(DRIVER))
+
+torture: $(kernel-target)
+	@scripts/torture.py --kernel $(kernel-name) $(seed) $(if $(MINUTES),--minutes '$(MINUTES)') \
+		$(if $(DRIVERS),--drivers '$(DRIVERS)') $(if $(TYPES),--types '$(TYPES)') -- $(value ARGS)
 
 cargo-test: tree
 	@scripts/cargo test

@@ -268,8 +268,8 @@ find_toolchain() { # flavour
 kernel_dir() {
 	case $1 in
 	series)	echo "$build/kernel" ;;
-	base|debug|kselftest|bisect|groups-c|groups-rust|clippy|drivers|base-drivers|powerpc-drivers)
+	base|debug|kcsan|kselftest|bisect|groups-c|groups-rust|clippy|drivers|base-drivers|powerpc-drivers)
 		echo "$build/$1" ;;
-	*)	die "unknown kernel '$1', use series, base, debug or kselftest" ;;
+	*)	die "unknown kernel '$1', use series, base, debug, kcsan or kselftest" ;;
 	esac
 }

@@ -44,6 +44,8 @@ LONG_PARTS = (
     "compare KCONFIG=debug",
     "selftests KCONFIG=debug",
     "sample KCONFIG=debug",
+    "torture MINUTES=10",
+    "torture MINUTES=5 KCONFIG=kcsan",
     "clippy",
     "rustdoc",
     "kselftest",
@@ -54,7 +56,9 @@ LONG_PARTS = (
 def folder_of(part: str) -> str:
     """The name of the folder where a part leaves its results."""
     name, *settings = part.split()
-    return f"{name}-debug" if "KCONFIG=debug" in settings else name
+    kernels = [setting.removeprefix("KCONFIG=") for setting in settings if setting.startswith("KCONFIG=")]
+    # The debug kernel is what it takes.
+    return "-".join([name, *(kernels or (["debug"] if name == "torture" else []))])
 
 
 def make(arguments: list[str]) -> int:

@@ -19,7 +19,7 @@ EXIT = {Status.PASSED: Exit.PASSED, Status.FAILED: Exit.FAILED, Status.ERROR: Ex
 
 
 def default_folder(target: str, kernel: str = "series") -> Path:
-    return RESULTS / (f"{target}-debug" if kernel == "debug" else target)
+    return RESULTS / (target if kernel == "series" else f"{target}-{kernel}")
 
 
 @contextlib.contextmanager

@@ -63,6 +63,11 @@ impl Cgroup {
         }
     }
 
+    /// Writes to one of its files.
+    pub fn write(&self, file: &str, value: &str) -> std::io::Result<()> {
+        fs::write(self.folder.join(file), value)
+    }
+
     fn read(&self, file: &str) -> Result<String> {
         fs::read_to_string(self.folder.join(file)).context(file)
     }

@@ -20,7 +20,7 @@ use crate::pages::PAGE_SIZE;
 use crate::results::{Outcome, Suite, TestRun};
 use crate::runner::{self, Finished};
 use crate::selection::{self, Filter, Selected, Selection};
-use crate::tests::{Context, GROUPS, defects, random};
+use crate::tests::{Context, GROUPS, defects, random, torture};
 use crate::uapi::MemoryType;
 
 /// Exit status when a test failed.
@@ -74,6 +74,9 @@ struct Options {
 
     #[command(flatten)]
     random: random::RandomOptions,
+
+    #[command(flatten)]
+    torture: torture::TortureOptions,
 
     /// Run this one test in this very process
     #[arg(long, hide = true, requires = "seed", requires = "types")]
@@ -144,8 +147,16 @@ fn run_here(options: &Options, name: &str) -> Result<u8, String> {
     set_pdeathsig(Signal::SIGKILL).map_err(|e| e.to_string())?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|e| e.to_string())?;
     let rng = fastrand::Rng::with_seed(seed);
-    let (driver, random) = (devices.driver, options.random.clone());
-    let mut context = Context { memory_type, driver, nodes, seed, rng, random };
+    let mut context = Context {
+        memory_type,
+        driver: devices.driver,
+        nodes,
+        all_nodes: devices.all_nodes().cloned().collect(),
+        seed,
+        rng,
+        random: options.random.clone(),
+        torture: options.torture.clone(),
+    };
     Ok(runner::run_here(selected.test, &mut context))
 }
 
@@ -241,12 +252,16 @@ fn run_test(
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--run-here", &name, "--type", memory_type.name()]);
     command.args(["--seed", &seed.to_string()]).arg("--device-dir").arg(&options.device_dir);
-    let mut factor = options.timeout_factor;
+    let (mut factor, mut longer) = (options.timeout_factor, Duration::ZERO);
     if selected.group == random::GROUP {
         command.args(options.random.arguments());
         factor *= options.random.timeout_factor();
     }
-    let limit: Duration = selected.test.timeout.mul_f64(factor);
+    if selected.group == torture::GROUP {
+        command.args(options.torture.arguments());
+        longer = options.torture.duration();
+    }
+    let limit = selected.test.timeout.mul_f64(factor) + longer;
     let finished = runner::run_isolated(command, limit, runner::GRACE)?;
     let Finished { mut outcome, mut output, duration } = finished;
     let complaints = log.as_mut().map(KernelLog::complaints).unwrap_or_default();

@@ -254,6 +254,11 @@ impl Devices {
         self.nodes.get(&memory_type)
     }
 
+    /// The nodes of all types.
+    pub fn all_nodes(&self) -> impl Iterator<Item = &PathBuf> {
+        self.nodes.values().flatten()
+    }
+
     /// Whether there is no node of any type.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()

@@ -12,10 +12,13 @@ pub mod pattern;
 pub mod uapi;
 
 // What tests use of the system.
+pub mod arena;
 pub mod cgroup;
 pub mod device;
+pub mod fault_injection;
 pub mod hugetlb;
 pub mod memory;
+pub mod module;
 pub mod pagemap;
 pub mod pins;
 pub mod process;

@@ -49,6 +49,16 @@ pub fn describe(word: u64) -> String {
     format!("page {page}, generation {generation}, offset {offset:#x}")
 }
 
+/// Whether data of whole words can only be from pages of a generation, of whatever numbers, or
+/// was never written. The first word is the first of a page.
+pub fn is_from(data: &[u8], generation: u32) -> bool {
+    const NUMBER: u64 = (MAX_PAGE as u64) << PAGE_SHIFT;
+    data.chunks_exact(WORD).enumerate().all(|(i, bytes)| {
+        let found = u64::from_ne_bytes(bytes.try_into().expect("8 bytes"));
+        found == 0 || found & !NUMBER == word(0, generation, i % WORDS)
+    })
+}
+
 /// Where contents are first not as expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mismatch {
@@ -159,6 +169,15 @@ mod tests {
             let mismatch = check(&data, 0, 1).unwrap_err();
             assert_eq!(mismatch.page * PAGE_SIZE + mismatch.offset, at / WORD * WORD);
         }
+    }
+
+    #[test]
+    fn knows_where_data_is_from() {
+        let mut data = pages(5, 2, 3);
+        data[..8].fill(0);
+        assert!(is_from(&data, 3));
+        assert!(!is_from(&data, 4));
+        assert!(!is_from(&data[8..], 3));
     }
 
     #[test]

@@ -83,6 +83,16 @@ impl Child {
         }
     }
 
+    /// Waits for the child to end well, or to be killed by a signal, and returns which.
+    pub fn join_or_killed(mut self) -> Result<Option<Signal>> {
+        match self.finish(PATIENCE)? {
+            (WaitStatus::Exited(_, 0), _) => Ok(None),
+            (WaitStatus::Signaled(_, signal, _), _) => Ok(Some(signal)),
+            (WaitStatus::Exited(..), report) => fail!("in a child: {report}"),
+            (status, _) => fail!("child ended by {status:?}"),
+        }
+    }
+
     /// A descriptor for what the child has open as number `fd`, as if it were passed.
     pub fn take_fd(&self, fd: RawFd) -> Result<OwnedFd> {
         // SAFETY: These two only create descriptors.

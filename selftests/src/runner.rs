@@ -215,9 +215,11 @@ mod tests {
             memory_type: MemoryType::Generic,
             driver: Driver::Rust,
             nodes: ["/dev/null".into(), "/dev/null".into()],
+            all_nodes: Vec::new(),
             seed: 1,
             rng: fastrand::Rng::with_seed(1),
             random: Default::default(),
+            torture: Default::default(),
         };
         run_here(&Test::new("test", run), &mut context)
     }

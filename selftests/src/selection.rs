@@ -3,7 +3,7 @@
 
 use glob::Pattern;
 
-use crate::tests::{GROUPS, Group, Test, defects};
+use crate::tests::{GROUPS, Group, Test, defects, torture};
 
 /// A test and its group.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +61,7 @@ pub struct Selection {
 
 impl Selection {
     /// The tests asked for, in the order of the tables. `defects`: also that group if
-    /// nothing names it.
+    /// nothing names it. That of torture has to be named.
     pub fn tests(&self, defects: bool) -> Vec<Selected> {
         self.choose(GROUPS, defects)
     }
@@ -70,7 +70,8 @@ impl Selection {
         groups
             .iter()
             .filter(|group| self.groups.is_empty() || self.groups.iter().any(|g| g == group.name))
-            .filter(|group| group.name != defects::GROUP || defects || self.names_defects())
+            .filter(|group| group.name != defects::GROUP || defects || self.names(defects::GROUP))
+            .filter(|group| group.name != torture::GROUP || self.names(torture::GROUP))
             .flat_map(|group| group.tests.iter().map(|test| Selected { group: group.name, test }))
             .filter(|selected| {
                 let name = selected.name();
@@ -80,15 +81,18 @@ impl Selection {
     }
 
     /// Whether the group of defects is asked for by name.
-    fn names_defects(&self) -> bool {
-        self.groups.iter().any(|group| group == defects::GROUP)
-            || self.filters.iter().any(|filter| filter.names_group(defects::GROUP))
+    fn names(&self, group: &str) -> bool {
+        self.groups.iter().any(|name| name == group)
+            || self.filters.iter().any(|filter| filter.names_group(group))
     }
 }
 
 /// The test of this full name.
 pub fn find(name: &str) -> Option<Selected> {
-    Selection::default().tests(true).into_iter().find(|selected| selected.name() == name)
+    let all = GROUPS
+        .iter()
+        .flat_map(|group| group.tests.iter().map(|test| Selected { group: group.name, test }));
+    all.into_iter().find(|selected| selected.name() == name)
 }
 
 #[cfg(test)]

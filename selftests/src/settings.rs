@@ -16,10 +16,15 @@ pub struct Setting {
 impl Setting {
     /// Writes a value.
     pub fn new(file: &str, value: &str) -> Result<Self> {
-        let text = fs::read_to_string(file).context(file)?;
-        let setting = Self { file: file.to_owned(), before: selected(&text).to_owned() };
+        let setting = Self::keep(file.to_owned())?;
         fs::write(file, value).context(file)?;
         Ok(setting)
+    }
+
+    /// Leaves the value as it is; others may change it.
+    pub fn keep(file: String) -> Result<Self> {
+        let text = fs::read_to_string(&file).context(&file)?;
+        Ok(Self { before: selected(&text).to_owned(), file })
     }
 }
 

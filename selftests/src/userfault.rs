@@ -15,6 +15,10 @@ use crate::failure::{Context, Result};
 use crate::pages::{PAGE_SIZE, Pages};
 use crate::process::wait_readable;
 
+mod handler;
+
+pub use handler::Handler;
+
 /// Argument of `UFFDIO_API`.
 #[repr(C)]
 struct Api {
@@ -93,16 +97,22 @@ impl UserFaults {
     }
 
     fn new(pages: Pages, features: u64, mode: u64) -> Result<Self> {
+        let this = Self::open(features, 0)?;
+        let mut register =
+            Register { start: pages.addr as u64, len: pages.bytes() as u64, mode, ioctls: 0 };
+        this.issue(UFFDIO_REGISTER, &mut register).context("UFFDIO_REGISTER")?;
+        Ok(this)
+    }
+
+    /// One without ranges; `flags` for its descriptor.
+    fn open(features: u64, flags: i32) -> Result<Self> {
         // SAFETY: This creates a file descriptor, and touches no memory.
-        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags) };
         let fd = i32::try_from(Errno::result(fd).context("userfaultfd")?)?;
         // SAFETY: The descriptor is new, so nobody else closes it.
         let this = Self(unsafe { File::from_raw_fd(fd) });
         let mut api = Api { api: VERSION, features, ioctls: 0 };
         this.issue(UFFDIO_API, &mut api).context("UFFDIO_API")?;
-        let mut register =
-            Register { start: pages.addr as u64, len: pages.bytes() as u64, mode, ioctls: 0 };
-        this.issue(UFFDIO_REGISTER, &mut register).context("UFFDIO_REGISTER")?;
         Ok(this)
     }
 

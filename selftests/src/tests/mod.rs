@@ -25,6 +25,7 @@ pub mod processes;
 pub mod random;
 pub mod snapshot;
 mod support;
+pub mod torture;
 pub mod userfault;
 
 /// All groups, in the order in which they run.
@@ -46,6 +47,7 @@ pub const GROUPS: &[Group] = &[
     Group { name: "processes", tests: processes::TESTS },
     Group { name: random::GROUP, tests: random::TESTS },
     Group { name: defects::GROUP, tests: defects::TESTS },
+    Group { name: torture::GROUP, tests: torture::TESTS },
 ];
 
 /// Tests of one subject.
@@ -148,12 +150,16 @@ pub struct Context {
     pub driver: Driver,
     /// The two devices of the type.
     pub nodes: [PathBuf; 2],
+    /// All devices that the driver has, of this type and others.
+    pub all_nodes: Vec<PathBuf>,
     /// What `rng` starts with; the report of a failure names it.
     pub seed: u64,
     /// For all that is random in the test.
     pub rng: fastrand::Rng,
     /// What the tests of the group `random` do.
     pub random: random::RandomOptions,
+    /// What those of the group `torture` do.
+    pub torture: torture::TortureOptions,
 }
 
 impl Context {
