@@ -9,18 +9,20 @@ use crate::failure::{Context as _, Result, skip};
 use crate::memory::Mapping;
 use crate::pagemap;
 use crate::process::Child;
-use crate::settings::Only64KFolios;
+use crate::settings::LargeFolios;
 use crate::tests::Context;
 
 /// A device has a page of each large folio for itself when all are to be swapped out.
 pub fn reclaim_exclusive(ctx: &mut Context) -> Result {
-    const COUNT: usize = 64 * Only64KFolios::PAGES;
+    /// Pages of a folio of 64 KB.
+    const FOLIO: usize = 16;
+    const COUNT: usize = 64 * FOLIO;
 
     // There is a line for each, after the first.
     if fs::read_to_string("/proc/swaps")?.lines().count() < 2 {
         return skip("no swap space");
     }
-    let _folios = Only64KFolios::new()?;
+    let _folios = LargeFolios::of_pages(FOLIO)?;
     let cgroup = Cgroup::new("reclaim")?;
     let ctx = &*ctx;
     let child = Child::fork(|| {
@@ -29,7 +31,7 @@ pub fn reclaim_exclusive(ctx: &mut Context) -> Result {
         let mapping = Mapping::anonymous(COUNT)?;
         mapping.fill(0..COUNT, 1);
         ensure!(pagemap::tail_pages(mapping.all())? > 0, "there are large folios");
-        for page in (0..COUNT).step_by(Only64KFolios::PAGES) {
+        for page in (0..COUNT).step_by(FOLIO) {
             device.exclusive(mapping.pages(page..page + 1)).context("exclusive")?;
         }
         // Fails if there is less than that, which there is.
