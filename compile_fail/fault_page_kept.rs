@@ -11,7 +11,7 @@ pub fn read(
     buffer: &mut MigrateBuffer,
     data: &mut [u8],
 ) -> Result {
-    let (page, range) = (fault.page(), fault.mapped_range());
+    let (page, range) = (fault.page(), fault.folio_range());
     drop(Collected::from_fault(fault, range.clone(), select, buffer)?.migrate()); //~ E0502
     page.read(range.len(), data)
 }
