@@ -32,9 +32,9 @@ def main() -> Report:
         hmm_tests.build(args.source)
         report.runs = [Run(args.source, args.kernel, args.driver, memory_type) for memory_type in types]
         vm.in_parallel(lambda run: hmm_tests.run_tests(run, folder, args.filter, args.timeout), report.runs)
-    tables.save(tables.table(report.runs, ("driver", "memory_type"), tables.hmm_test_name), folder)
-    tables.print_failures(report.runs)
-    tables.print_totals(report.runs)
+    tables.conclude(
+        tables.table(report.runs, ("driver", "memory_type"), tables.hmm_test_name), report.runs, folder
+    )
     return report
 
 

@@ -170,9 +170,7 @@ def main() -> Report:
         folder = build()
         report.runs = vm.in_parallel(lambda boot: run_boot(boot, folder, results), BOOTS)
     headings = ("kernel", "source", "memory_type")
-    tables.save(tables.table(report.runs, headings, tables.hmm_test_name), results)
-    tables.print_failures(report.runs)
-    tables.print_totals(report.runs)
+    tables.conclude(tables.table(report.runs, headings, tables.hmm_test_name), report.runs, results)
     return report
 
 

@@ -165,9 +165,7 @@ def main() -> Report:
             boot_arch(run, folder, args.arch, args.page_size)
         else:
             boot(run, folder)
-    tables.save(table(run), folder)
-    tables.print_failures([run])
-    tables.print_totals([run])
+    tables.conclude(table(run), [run], folder)
     return report
 
 

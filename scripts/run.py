@@ -37,9 +37,7 @@ def main() -> Report:
         )
     columns = ("source", "driver", "memory_type")
     both = [tables.table([kernels], columns, tables.hmm_test_name), tables.table([own], columns)]
-    tables.save("".join(both), folder)
-    tables.print_failures(report.runs)
-    tables.print_totals(report.runs)
+    tables.conclude("".join(both), report.runs, folder)
     return report
 
 

@@ -75,9 +75,7 @@ def main() -> Report:
     with target.reporting(folder.name, folder) as report:
         report.runs = [Run(TARGET, args.kernel, "rust_svm", way) for way in ways]
         vm.in_parallel(lambda run: run_tests(run, args.filter, folder), report.runs)
-    tables.save(tables.table(report.runs, ("driver", "memory_type")), folder)
-    tables.print_failures(report.runs)
-    tables.print_totals(report.runs)
+    tables.conclude(tables.table(report.runs, ("driver", "memory_type")), report.runs, folder)
     return report
 
 

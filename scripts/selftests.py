@@ -36,9 +36,7 @@ def main() -> Report:
         vm.in_parallel(
             lambda run: selftests.run_tests(run, folder, args.arguments, args.timeout, args.seed), report.runs
         )
-    tables.save(tables.table(report.runs, ("driver", "memory_type")), folder)
-    tables.print_failures(report.runs)
-    tables.print_totals(report.runs)
+    tables.conclude(tables.table(report.runs, ("driver", "memory_type")), report.runs, folder)
     return report
 
 

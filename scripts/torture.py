@@ -33,9 +33,7 @@ def main() -> Report:
         vm.in_parallel(
             lambda run: torture.run_tests(run, folder, args.minutes, args.seed, args.arguments), report.runs
         )
-    tables.save(tables.table(report.runs, ("driver", "memory_type")), folder)
-    tables.print_failures(report.runs)
-    tables.print_totals(report.runs)
+    tables.conclude(tables.table(report.runs, ("driver", "memory_type")), report.runs, folder)
     return report
 
 

@@ -66,3 +66,10 @@ def print_totals(runs: Iterable[Run]) -> None:
     passed = sum(test.outcome == Outcome.PASS for test in tests)
     skipped = sum(test.outcome == Outcome.SKIP for test in tests)
     print(f"{passed} passed, {len(tests) - passed - skipped} failed, {skipped} skipped")
+
+
+def conclude(text: str, runs: Sequence[Run], folder: Path) -> None:
+    """What a target says at the end: the table, what failed or was skipped, and how many."""
+    save(text, folder)
+    print_failures(runs)
+    print_totals(runs)
