@@ -63,6 +63,9 @@ pub struct LargeFolios {
 }
 
 impl LargeFolios {
+    /// Pages of a folio of 64 KB.
+    pub const PAGES_OF_64_KB: usize = (64 << 10) / PAGE_SIZE;
+
     /// Changes the settings for all memory, to folios of so many pages.
     pub fn of_pages(pages: usize) -> Result<Self> {
         Self::with_huge_pages(pages, "never")

@@ -32,8 +32,7 @@ pub const TESTS: &[Test] = &[
     test!(small_part_discarded_while_migrated),
 ];
 
-/// Pages of a folio of 64 KB.
-const FOLIO: usize = 16;
+const FOLIO: usize = LargeFolios::PAGES_OF_64_KB;
 const ALL: usize = 4 * FOLIO;
 
 /// Folios of generation 1.

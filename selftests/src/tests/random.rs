@@ -148,14 +148,15 @@ fn run_all(ctx: &mut Context, plan: Plan) -> Result {
 fn episode(ctx: &Context, plan: Plan, operations: &[Operation], coverage: &Coverage) -> Result {
     coverage.set_step(0);
     let child = Child::fork(|| (plan.run)(ctx, plan.shape, operations, coverage))?;
-    let mut step = None;
+    let mut before = None;
     while !child.ends_within(STEP_LIMIT) {
-        if step.replace(coverage.step()) == Some(coverage.step()) {
+        let step = coverage.step();
+        if before == Some(step) {
             // Now, as it may not even be possible to kill it.
-            let done = operations[..=coverage.step()].to_vec();
-            println!("hangs in the last operation of: {}", Sequence(done));
+            println!("hangs in the last operation of: {}", Sequence(operations[..=step].to_vec()));
             break;
         }
+        before = Some(step);
     }
     child.join()
 }

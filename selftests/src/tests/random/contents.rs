@@ -28,8 +28,6 @@ use crate::{fail, pagemap};
 
 /// Four blocks: huge pages and folios of 64 KB, in turns.
 pub const SHAPE: Shape = Shape { pages: 4 * HUGE_PAGES, skew: 0, has_huge_pages: true };
-/// Pages of a folio of 64 KB.
-const FOLIO: usize = 16;
 /// The other thread discards from here on.
 const UNSAFE_FROM: usize = 2 * HUGE_PAGES;
 
@@ -41,7 +39,10 @@ pub struct Settings {
 
 impl Settings {
     pub fn new() -> Result<Self> {
-        Ok(Self { _ksm: FastKsm::new()?, _folios: LargeFolios::unless_advised(FOLIO)? })
+        Ok(Self {
+            _ksm: FastKsm::new()?,
+            _folios: LargeFolios::unless_advised(LargeFolios::PAGES_OF_64_KB)?,
+        })
     }
 }
 

@@ -14,8 +14,7 @@ use crate::tests::Context;
 
 /// A device has a page of each large folio for itself when all are to be swapped out.
 pub fn reclaim_exclusive(ctx: &mut Context) -> Result {
-    /// Pages of a folio of 64 KB.
-    const FOLIO: usize = 16;
+    const FOLIO: usize = LargeFolios::PAGES_OF_64_KB;
     const COUNT: usize = 64 * FOLIO;
 
     // There is a line for each, after the first.
