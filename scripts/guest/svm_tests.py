@@ -11,7 +11,6 @@ import errno
 import fcntl
 import itertools
 import mmap
-import multiprocessing
 import os
 import random
 import signal
@@ -369,16 +368,18 @@ def test_copy_fork(device: Device) -> None:
         for memory in source, target:
             prefetch(fd, memory.address, MB // 2)
         copy_all(fd, target, source)
-        ready = multiprocessing.Event()
+        receiver, sender = os.pipe()
 
-        def check_when_ready() -> None:
-            ready.wait()
+        def check_when_told() -> None:
+            os.read(receiver, 1)
             target.check_copy_of(source)
 
-        child = Child(check_when_ready)
+        child = Child(check_when_told)
         copy_all(fd, target, Memory(MB, 3))
-        ready.set()
+        os.write(sender, b" ")
         child.result()
+        os.close(receiver)
+        os.close(sender)
         target.check_copy_of(Memory(MB, 3))
 
 
