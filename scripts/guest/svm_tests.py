@@ -35,11 +35,12 @@ TIMEOUT = 240  # seconds for a test
 # How much COPY copies at a time.
 PIECE = 64 * PAGE
 
-# struct drm_rust_svm_info, struct drm_rust_svm_prefetch and struct drm_rust_svm_copy
-INFO, PREFETCH, COPY = struct.Struct("QQQQ"), struct.Struct("QQQ"), struct.Struct("QQQQ")
+# struct drm_rust_svm_info, drm_rust_svm_prefetch, drm_rust_svm_copy and drm_rust_svm_add
+INFO, PREFETCH, COPY, ADD = (struct.Struct(members) for members in ("QQQQ", "QQQ", "QQQQ", "QQQ"))
 IOCTL_INFO = 2 << 30 | INFO.size << 16 | ord("d") << 8 | 0x40
 IOCTL_PREFETCH = 3 << 30 | PREFETCH.size << 16 | ord("d") << 8 | 0x41
 IOCTL_COPY = 3 << 30 | COPY.size << 16 | ord("d") << 8 | 0x42
+IOCTL_ADD = 3 << 30 | ADD.size << 16 | ord("d") << 8 | 0x43
 
 
 class Memory:
@@ -144,6 +145,13 @@ def copy_in_vain(fd: int, to: int, source: int, length: int) -> tuple[str | None
 
 def copy_all(fd: int, to: Memory, source: Memory) -> None:
     equal(copy(fd, to.address, source.address, source.length), source.length, "bytes copied")
+
+
+def add(fd: int, address: int, operand: int) -> int:
+    """Returns what was there before."""
+    data = bytearray(ADD.pack(address, operand, 0))
+    fcntl.ioctl(fd, IOCTL_ADD, data)
+    return int(ADD.unpack(data)[2])
 
 
 def prefetch_all(fd: int, memory: Memory) -> None:
@@ -459,6 +467,64 @@ def test_copy_exit(device: Device) -> None:
         until(lambda: device.info().in_use == 0, "all is free")
 
 
+def test_add(device: Device) -> None:
+    """To values at the start, and at the end of a page that is on the device at first."""
+    memory, last = Memory(2 * PAGE, None), PAGE - 8
+    with device.opened() as fd:
+        prefetch_all(fd, memory)
+        equal(add(fd, memory.address + last, 5), 0, "old value")
+        equal(add(fd, memory.address + last, (1 << 64) - 2), 5, "second old value")
+        equal(add(fd, memory.address + PAGE, 7), 0, "old value of the next page")
+        equal(struct.unpack_from("Q", memory.data, last)[0], 3, "sum")
+        equal(add(fd, memory.address + last, 1), 3, "old value when it was read")
+        struct.pack_into("Q", memory.data, last, 10)
+        equal(add(fd, memory.address + last, 1), 10, "old value when it was written to")
+        equal(struct.unpack_from("QQ", memory.data, last), (11, 7), "values")
+        equal(memory.data[:last], bytes(last), "what is beside it")
+
+        for what, address, error in (
+            ("unaligned", memory.address + 4, "EINVAL"),
+            ("nothing mapped", 0, "EFAULT"),
+            ("end of addresses", (1 << 64) - 8, "EINVAL"),
+        ):
+            equal(error_of(lambda address=address: add(fd, address, 1)), error, what)
+        libc.call(libc.mprotect, memory.address, PAGE, mmap.PROT_READ)
+        equal(error_of(lambda: add(fd, memory.address, 1)), "EFAULT", "read-only memory")
+        equal(memory.data[:last], bytes(last), "read-only memory")
+        equal(
+            Child(lambda: error_of(lambda: add(fd, memory.address, 1))).result(),
+            "EBADF",
+            "of another process than opened the file",
+        )
+
+
+def test_add_under_load(device: Device) -> None:
+    """The sum is right, whatever happens to the page meanwhile."""
+    memory, operations, threads = Memory(PAGE, None), 200, 3
+    errors: list[str | None] = []
+
+    def add_on(fd: int) -> None:
+        errors.extend(error_of(lambda: add(fd, memory.address, 3)) for _ in range(operations))
+
+    def value() -> int:
+        return int(struct.unpack_from("Q", memory.data)[0])
+
+    with device.opened() as fd:
+        adding = [threading.Thread(target=add_on, args=(fd,)) for _ in range(threads)]
+        for thread in adding:
+            thread.start()
+        last = 0
+        while any(thread.is_alive() for thread in adding):
+            now = value()
+            check(now >= last and now % 3 == 0, f"{now} after {last}")
+            last = now
+            memory.data[PAGE - 1] = 1
+            prefetch_in_vain(fd, memory.address, PAGE)
+            Child(value).result()
+    equal(set(errors) - {"EBUSY"}, {None}, "errors")
+    equal(value(), 3 * errors.count(None), "sum")
+
+
 def test_unbind(device: Device) -> None:
     """Memory in use is evicted, and the file that is open is of no use."""
     memory = Memory(8 * MB)
@@ -594,6 +660,8 @@ TESTS = (
     test_copy_fork,
     test_copy_under_load,
     test_copy_exit,
+    test_add,
+    test_add_under_load,
     test_unbind,
     test_unbind_under_load,
     test_unload,
