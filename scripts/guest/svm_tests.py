@@ -402,16 +402,16 @@ def test_copy_under_load(device: Device) -> None:
             errors.append(copy_in_vain(fd, target.address, source.address, source.length)[0])
 
     def map_anew(address: int, length: int) -> None:
-        libc.call(libc.munmap, address, length)
+        # There must not be a hole, where this program might map something else.
+        libc.map_at(address, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # What was freed may be here now.
         others.append(Memory(length, 4))
         if len(others) > 32:
             others.pop(0).check()
-        libc.map_at(address, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def protect(address: int, length: int) -> None:
-        libc.call(libc.mprotect, address, length, mmap.PROT_READ)
-        libc.call(libc.mprotect, address, length, mmap.PROT_READ | mmap.PROT_WRITE)
+        for protection in 0, mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE:
+            libc.call(libc.mprotect, address, length, protection)
 
     def touch(address: int, length: int) -> None:
         offset = address - target.address
