@@ -33,8 +33,10 @@ struct Counters {
     /// How many pages have been given a destination in system memory.
     evicted: Atomic<usize>,
     freed: Atomic<usize>,
-    /// How often eviction is still to fail.
+    /// How often eviction is still to fail, with what, and after how many pages.
     failures: Atomic<usize>,
+    error: Error,
+    nr_before_failure: usize,
     /// Whether the driver's data was dropped.
     dropped: Atomic<bool>,
 }
@@ -61,11 +63,14 @@ impl PageMapOps for Memory {
 
 impl Evict for Memory {
     fn copy_to_system(&self, pages: &mut Collected<'_>) -> Result {
-        if self.counters.failures.load(Relaxed) > 0 {
+        let is_failing = self.counters.failures.load(Relaxed) > 0;
+        if is_failing {
             self.counters.failures.fetch_sub(1, Relaxed);
-            return Err(ENOMEM);
         }
         for index in 0..pages.len() {
+            if is_failing && index == self.counters.nr_before_failure {
+                return Err(self.counters.error);
+            }
             let Some(page) = pages.source(index).page() else {
                 continue;
             };
@@ -148,10 +153,16 @@ mod tests {
     };
 
     fn counters(failures: usize) -> Result<Arc<Counters>> {
+        failing(failures, ENOMEM, 0)
+    }
+
+    fn failing(failures: usize, error: Error, nr_before_failure: usize) -> Result<Arc<Counters>> {
         let counters = Counters {
             evicted: Atomic::new(0),
             freed: Atomic::new(0),
             failures: Atomic::new(failures),
+            error,
+            nr_before_failure,
             dropped: Atomic::new(false),
         };
         Ok(Arc::new(counters, GFP_KERNEL)?)
@@ -289,6 +300,39 @@ mod tests {
         let mut byte = [1];
         memory.read((PMD_PAGES - 1) * PAGE_SIZE, &mut byte)?;
         kunit_expect_eq!(byte, [0]);
+        Ok(())
+    }
+
+    /// An error may pass.
+    #[test]
+    fn errors_are_tried_again() -> Result {
+        let (counters, device) = (failing(3, EIO, 0)?, device()?);
+        let dev = device.as_ref().as_ref();
+        let map = bind(dev, &counters)?;
+        let (memory, _) = migrate_to_device(map.access(dev)?)?;
+        drop(device);
+        kunit_expect_eq!(counters.failures.load(Relaxed), 0);
+        expect_evicted(&memory, &counters)
+    }
+
+    /// Unbinding does not wait for a device that is dead. What it has copied before is not lost.
+    #[test]
+    fn what_cannot_be_copied_is_given_up() -> Result {
+        const NR_COPIED: usize = NR_PAGES / 2;
+
+        let (counters, device) = (failing(usize::MAX, ENODEV, NR_COPIED)?, device()?);
+        let dev = device.as_ref().as_ref();
+        let map = bind(dev, &counters)?;
+        let (memory, _) = migrate_to_device(map.access(dev)?)?;
+        drop(device);
+        kunit_expect_eq!(counters.evicted.load(Relaxed), NR_COPIED);
+        kunit_expect_eq!(counters.freed.load(Relaxed), NR_PAGES);
+        kunit_expect!(counters.dropped.load(Relaxed));
+        kunit_expect_eq!(nr_changed(&memory, 0..NR_COPIED, 1)?, 0);
+        for page in NR_COPIED..NR_PAGES {
+            let result = memory.read(page * PAGE_SIZE, &mut [0]);
+            kunit_expect_eq!(result, Err(EFAULT), "page {page}");
+        }
         Ok(())
     }
 

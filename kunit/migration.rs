@@ -143,6 +143,77 @@ mod tests {
         Ok(())
     }
 
+    /// Contents that are lost are not taken for others, and the page is free.
+    #[test]
+    fn poisoned_pages_cannot_be_accessed() -> Result {
+        for_each_type(|memory_type, device| {
+            let mut memory = user_memory()?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            device.migrate_to_device(&memory, 0..NR_PAGES, false)?;
+            let mut buffer = MigrateBuffer::new(NR_PAGES, GFP_KERNEL)?;
+            let mut pages = Collected::from_device(device.map(), 0..NR_PAGES, &mut buffer)?;
+            kunit_expect_eq!(pages.poison(1), Ok(()), "of type {memory_type:?}");
+            kunit_expect_eq!(pages.poison(1), Err(EINVAL));
+            kunit_expect_eq!(pages.poison(NR_PAGES), Err(EINVAL));
+            // Nothing is lost if it is not migrated.
+            drop(pages);
+            kunit_expect_eq!(device.nr_freed(), 0);
+
+            let mut pages = Collected::from_device(device.map(), 0..NR_PAGES, &mut buffer)?;
+            pages.poison(1)?;
+            let migrated = pages.migrate();
+            kunit_expect_eq!(migrated.nr_migrated(), 0);
+            kunit_expect!(!migrated.is_migrated(1));
+            drop(migrated);
+            kunit_expect_eq!(device.nr_freed(), 1, "of type {memory_type:?}");
+            let page = PAGE_SIZE..2 * PAGE_SIZE;
+            kunit_expect_eq!(memory.read(page.start, &mut [0]), Err(EFAULT));
+            kunit_expect_eq!(memory.write(page.start, &[0]), Err(EFAULT));
+            kunit_expect_eq!(nr_changed(&memory, 0..1, 1)?, 0);
+            kunit_expect_eq!(nr_changed(&memory, 2..NR_PAGES, 1)?, 0);
+            memory.unmap(page)
+        })
+    }
+
+    #[test]
+    fn all_of_a_huge_page_is_poisoned() -> Result {
+        for_each_type(|memory_type, device| {
+            let Some(memory) = filled_huge_page(&device)? else {
+                return Ok(());
+            };
+            device.migrate_to_device(&memory, 0..PMD_PAGES, true)?;
+            let mut buffer = MigrateBuffer::new(PMD_PAGES, GFP_KERNEL)?;
+            let mut pages = Collected::from_device(device.map(), 0..PMD_PAGES, &mut buffer)?;
+            kunit_expect!(pages.source(0).is_compound());
+            pages.poison(0)?;
+            drop(pages.migrate());
+            kunit_expect_eq!(device.nr_freed(), PMD_PAGES, "of type {memory_type:?}");
+            for page in 0..PMD_PAGES {
+                let result = memory.read(page * PAGE_SIZE, &mut [0]);
+                kunit_expect_eq!(result, Err(EFAULT), "page {page} of type {memory_type:?}");
+            }
+            Ok(())
+        })
+    }
+
+    /// That is for the device's memory only.
+    #[test]
+    fn system_memory_cannot_be_poisoned() -> Result {
+        let memory = user_memory()?;
+        fill(&memory, 0..NR_PAGES - 1, 1)?;
+        {
+            let mut buffer = MigrateBuffer::new(NR_PAGES, GFP_KERNEL)?;
+            let mmap = memory.mm().mmap_read_lock();
+            let range = addresses(&memory, 0..NR_PAGES);
+            let mut pages = Collected::from_range(&mmap, range, Select::system(), &mut buffer)?;
+            for index in 0..NR_PAGES {
+                kunit_expect_eq!(pages.poison(index), Err(EINVAL), "page {index}");
+            }
+        }
+        kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES - 1, 1)?, 0);
+        Ok(())
+    }
+
     #[test]
     fn only_what_is_selected_is_collected() -> Result {
         for_each_type(|memory_type, device| {

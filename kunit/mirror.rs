@@ -273,4 +273,44 @@ mod tests {
         kunit_expect!(is_exclusive(1));
         Ok(())
     }
+
+    #[test]
+    fn only_exclusive_pages_can_be_updated() -> Result {
+        let device = Device::new(MemoryType::Private)?;
+        let memory = user_memory()?;
+        let mirror = mirror(&memory)?;
+        fill(&memory, 0..NR_PAGES, 1)?;
+        let page = addresses(&memory, 0..1);
+        let update = |offset: usize| {
+            let table = mirror.lock();
+            let mapping = table.get(page.start).ok_or(ENOENT)?;
+            mapping.fetch_update(offset, |value| !value)
+        };
+        let last = PAGE_SIZE - size_of::<u64>();
+
+        mirror.fault(
+            page.clone(),
+            Access::Write,
+            FaultMode::Locked,
+            device.owner(),
+        )?;
+        kunit_expect_eq!(update(0), Err(EPERM));
+        mirror.make_exclusive(page.clone(), device.owner())?;
+        kunit_expect_eq!(update(4), Err(EINVAL));
+        kunit_expect_eq!(update(PAGE_SIZE), Err(EINVAL));
+        kunit_expect_eq!(update(last), Ok(u64::from_ne_bytes([1; 8])));
+        kunit_expect_eq!(update(last), Ok(!u64::from_ne_bytes([1; 8])));
+        kunit_expect_eq!(update(0), Ok(u64::from_ne_bytes([1; 8])));
+
+        let mut bytes = [0; 16];
+        memory.read(0, &mut bytes)?;
+        kunit_expect_eq!(
+            bytes,
+            [254, 254, 254, 254, 254, 254, 254, 254, 1, 1, 1, 1, 1, 1, 1, 1]
+        );
+        memory.read(last, &mut bytes[..8])?;
+        kunit_expect_eq!(bytes[..8], [1; 8]);
+        kunit_expect_eq!(update(0), Err(ENOENT));
+        Ok(())
+    }
 }

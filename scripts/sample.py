@@ -23,23 +23,24 @@ WAYS: dict[str, tuple[list[str], list[str]]] = {
     "iommu": ([], ["-device intel-iommu"]),
     "swiotlb": (["swiotlb=force"], []),
 }
-# One more boot, for a test of its own.
-ERROR, ERROR_TEST = "error", "engine_error"
+# More boots, for a test of its own each: how often writes to the disk fail, after the first.
+FAILING = {"error": "engine_error", "dead": "dead_engine"}
+ONCE = {"error": "on", "dead": "off"}
 DISK_SIZE = 1 << 20
 
 
-def device(disk: Path, has_error: bool) -> list[str]:
+def device(disk: Path, once: str | None) -> list[str]:
     """The options that give QEMU such a controller, which copies by way of a disk; one to
-    which the second write fails, if it has an error."""
+    which writes fail from the second on, if it fails, maybe only once."""
     disk.parent.mkdir(parents=True, exist_ok=True)
     with open(disk, "wb") as file:
         file.truncate(DISK_SIZE)
     drive = f"if=none,id=disk,format=raw,cache=unsafe,file.filename={disk}"
-    if has_error:
+    if once:
         drive = (
             f"if=none,id=disk,format=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename={disk},"
             "file.set-state.0.event=write_aio,file.set-state.0.state=1,file.set-state.0.new_state=2,"
-            "file.inject-error.0.event=write_aio,file.inject-error.0.state=2,file.inject-error.0.once=on"
+            f"file.inject-error.0.event=write_aio,file.inject-error.0.state=2,file.inject-error.0.once={once}"
         )
     return [
         "-object memory-backend-ram,id=pmr,size=128M",
@@ -51,25 +52,28 @@ def device(disk: Path, has_error: bool) -> list[str]:
 def run_tests(run: Run, only: list[str], results: Path) -> None:
     print(f"==> {TARGET}: {run.name}", file=sys.stderr)
     folder = results / run.name
-    has_error = run.memory_type == ERROR
-    kernel_options, qemu = WAYS["direct" if has_error else run.memory_type]
+    test = FAILING.get(run.memory_type)
+    kernel_options, qemu = WAYS["direct" if test else run.memory_type]
     python = ["env", f"PYTHONPATH={SCRIPTS / 'guest/dax_tests'}", "python3", "-B"]
-    command = shlex.join(
-        [*python, str(SCRIPTS / "guest/svm_tests.py"), *([ERROR_TEST] if has_error else only)]
-    )
+    command = shlex.join([*python, str(SCRIPTS / "guest/svm_tests.py"), *([test] if test else only)])
     timeout = TIMEOUT * (guest.DEBUG_TIMEOUT_FACTOR if run.kernel == "debug" else 1)
     guest.run_ktap(
-        run, command, folder, timeout, kernel_options, [*qemu, *device(folder / "disk", has_error)]
+        run,
+        command,
+        folder,
+        timeout,
+        kernel_options,
+        [*qemu, *device(folder / "disk", ONCE.get(run.memory_type))],
     )
 
 
 def main() -> Report:
     parser = argparse.ArgumentParser(description=__doc__)
     options.add_kernel(parser)
-    parser.add_argument("--ways", default=",".join([*WAYS, ERROR]), help="comma-separated")
+    parser.add_argument("--ways", default=",".join([*WAYS, *FAILING]), help="comma-separated")
     parser.add_argument("filter", nargs="*", help="a part of the tests' names")
     args = parser.parse_args()
-    ways = options.choices(parser, args.ways, [*WAYS, ERROR])
+    ways = options.choices(parser, args.ways, [*WAYS, *FAILING])
     folder = target.default_folder(TARGET, args.kernel)
 
     with target.reporting(folder.name, folder) as report:
