@@ -21,6 +21,7 @@ mod tests {
             hmm::{
                 Access,
                 FaultMode,
+                HmmBuffer,
                 Mirror, //
             },
             notifier::{
@@ -311,6 +312,129 @@ mod tests {
         memory.read(last, &mut bytes[..8])?;
         kunit_expect_eq!(bytes[..8], [1; 8]);
         kunit_expect_eq!(update(0), Err(ENOENT));
+        Ok(())
+    }
+
+    /// What a device knows of the pages that a notifier is for: their PFNs.
+    struct Known {
+        start: usize,
+        pfns: [Option<usize>; 2],
+    }
+
+    impl Invalidate for Known {
+        fn invalidate(&mut self, invalidation: &Invalidation<'_>) {
+            for (index, pfn) in self.pfns.iter_mut().enumerate() {
+                let addr = self.start + index * PAGE_SIZE;
+                if invalidation.range().contains(&addr) {
+                    *pfn = None;
+                }
+            }
+        }
+    }
+
+    /// A notifier for the second and the third page.
+    fn known(memory: &UserMemory) -> Result<Pin<KBox<IntervalNotifier<Known>>>> {
+        let range = addresses(memory, 1..3);
+        let state = new_mutex!(Known {
+            start: range.start,
+            pfns: [None; 2],
+        });
+        KBox::pin_init(IntervalNotifier::new(memory.mm(), range, state), GFP_KERNEL)
+    }
+
+    #[test]
+    fn a_notifier_has_what_is_mapped_until_it_is_not() -> Result {
+        for_each_type(|memory_type, device| {
+            let mut memory = user_memory()?;
+            fill(&memory, 0..2, 1)?;
+            device.migrate_to_device(&memory, 1..2, false)?;
+            let notifier = known(&memory)?;
+            let mut buffer = HmmBuffer::new(2, GFP_KERNEL)?;
+            let mut fault = |pages, access| {
+                let range = addresses(&memory, pages);
+                let start = range.start;
+                notifier.fault(
+                    range,
+                    access,
+                    FaultMode::Locked,
+                    device.owner(),
+                    &mut buffer,
+                    |known, pfns| {
+                        let first = (start - known.start) / PAGE_SIZE;
+                        for (known, pfn) in known.pfns[first..].iter_mut().zip(pfns.iter()) {
+                            *known = pfn.pfn();
+                        }
+                        pfns.len()
+                    },
+                )
+            };
+            let is_known = || notifier.lock().pfns.map(|pfn| pfn.is_some());
+
+            kunit_expect_eq!(
+                fault(1..3, Access::Present),
+                Ok(2),
+                "of type {memory_type:?}"
+            );
+            kunit_expect_eq!(is_known(), [true, false], "of type {memory_type:?}");
+            kunit_expect_eq!(fault(2..3, Access::Write), Ok(1), "of type {memory_type:?}");
+            kunit_expect_eq!(is_known(), [true, true], "of type {memory_type:?}");
+            // Of pages that it is not for, even if some are, it would not be told.
+            for pages in [0..1, 0..2, 2..4, 3..4, 0..4] {
+                let result = fault(pages.clone(), Access::Present);
+                kunit_expect_eq!(result, Err(EINVAL), "{pages:?}");
+            }
+            kunit_expect_eq!(is_known(), [true, true], "of type {memory_type:?}");
+
+            memory.unmap(PAGE_SIZE..2 * PAGE_SIZE)?;
+            kunit_expect_eq!(is_known(), [false, true], "of type {memory_type:?}");
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn what_a_process_has_mapped_needs_room() -> Result {
+        let device = Device::new(MemoryType::Private)?;
+        let memory = user_memory()?;
+        let notifier = known(&memory)?;
+        let mut buffer = HmmBuffer::new(1, GFP_KERNEL)?;
+        kunit_expect_eq!(buffer.nr_pages(), 1);
+        let result = notifier.fault(
+            addresses(&memory, 1..3),
+            Access::Present,
+            FaultMode::Locked,
+            device.owner(),
+            &mut buffer,
+            |_, _| (),
+        );
+        kunit_expect_eq!(result, Err(EINVAL));
+        Ok(())
+    }
+
+    #[test]
+    fn an_exclusive_page_of_a_notifier_is_invalidated_by_the_cpu() -> Result {
+        let device = Device::new(MemoryType::Private)?;
+        let memory = user_memory()?;
+        fill(&memory, 0..NR_PAGES, 1)?;
+        let notifier = known(&memory)?;
+        let make_exclusive = |page: usize| {
+            let addr = addresses(&memory, page..page + 1).start;
+            notifier.make_exclusive(addr, device.owner(), |known, page| {
+                known.pfns[(addr - known.start) / PAGE_SIZE] = Some(page.pfn());
+            })
+        };
+        let is_known = || notifier.lock().pfns.map(|pfn| pfn.is_some());
+
+        kunit_expect_eq!(make_exclusive(1), Ok(()));
+        kunit_expect_eq!(make_exclusive(2), Ok(()));
+        kunit_expect_eq!(is_known(), [true, true]);
+        kunit_expect_eq!(make_exclusive(0), Err(EINVAL));
+        kunit_expect_eq!(make_exclusive(3), Err(EINVAL));
+        let unaligned = memory.range().start + PAGE_SIZE + 1;
+        let result = notifier.make_exclusive(unaligned, device.owner(), |_, _| ());
+        kunit_expect_eq!(result, Err(EINVAL));
+
+        kunit_expect_eq!(nr_changed(&memory, 1..2, 1)?, 0);
+        kunit_expect_eq!(is_known(), [false, true]);
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -58,6 +59,9 @@ CMDLINE = [
     "nokaslr",  # its parser of memmap= does not know '%'
     f"memmap={SPM_DEVICES * SPM_DEVICE_SIZE >> 20}M%{SPM_START:#x}-1+0xefffffff",
     "ignore_loglevel",
+    # A guest that hangs is sent an NMI, for it to say what each CPU does, and who waits.
+    "unknown_nmi_panic",
+    "panic_sys_info=all_bt,blocked_tasks",
     # udev would load it for the SPM, and device-dax take that from the test drivers.
     "modprobe.blacklist=dax_hmem",
 ]
@@ -70,6 +74,11 @@ CMDLINE_WITHOUT_KVM = [
 # With five levels of page tables, KASAN reports what an interrupt touches while
 # identify_boot_cpu() has cleared X86_FEATURE_LA57: rare, and no matter of ours.
 CMDLINE_OF_DEBUG = ["no5lvl"]
+
+# How long a guest has to say where it hangs, in seconds; of its console, that many lines are shown.
+LAST_WORDS_TIMEOUT = 30
+LAST_WORDS_LINES = 120
+CONSOLE_TAIL_LINES = 25
 
 # What the guest prints first: it has booted, and what follows is the command's.
 BOOTED = "the command begins"
@@ -206,6 +215,25 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             pass
 
 
+def ask_where_it_hangs(process: subprocess.Popen[bytes], monitor: Path) -> None:
+    """Has the guest panic, with a backtrace of each CPU, even if none takes interrupts."""
+    shell = [find_tool("qmp-shell"), str(monitor)]
+    asked = subprocess.run(
+        ["timeout", str(LAST_WORDS_TIMEOUT), *shell],
+        input=b"inject-nmi\n",
+        capture_output=True,
+        check=False,
+        env=environment(),
+    )
+    if asked.returncode:
+        print("    QEMU does not answer", file=sys.stderr)
+        return
+    try:
+        process.wait(LAST_WORDS_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        print("    the guest does not react to an NMI", file=sys.stderr)
+
+
 running: set[subprocess.Popen[bytes]] = set()  # vng's, of which threads may have one each
 
 
@@ -276,10 +304,13 @@ def run(
     exports = " ".join(f"SPM_ADDR_DEV{i}={addr:#x}" for i, addr in enumerate(SPM_ADDRS))
     script.write_text(f"echo {shlex.quote(BOOTED)}\nexport {exports}\n{command}\n")
     execute = f"bash {shlex.quote(str(script.resolve()))}"
-    argv = [*vng_command(flavour, options, qemu, counting), "--exec", execute]
     result = Result()
     start = time.monotonic()
-    with open(console_log, "wb") as console:
+    # A socket's path must be short.
+    with open(console_log, "wb") as console, tempfile.TemporaryDirectory() as folder:
+        monitor = Path(folder) / "qmp"
+        qemu = [*qemu, f"-qmp unix:{monitor},server=on,wait=off"]
+        argv = [*vng_command(flavour, options, qemu, counting), "--exec", execute]
         process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
@@ -291,6 +322,8 @@ def run(
         running.add(process)
         try:
             read_lines(process, result, timeout, on_line)
+            if result.timed_out:
+                ask_where_it_hangs(process, monitor)
         finally:
             if result.timed_out or sys.exc_info()[0]:
                 stop(process)
@@ -302,7 +335,7 @@ def run(
         raise MachineError("interrupted")
     result.seconds = time.monotonic() - start
     text = console_log.read_text(errors="replace")
-    result.console_tail = text.splitlines()[-25:]
+    result.console_tail = text.splitlines()[-LAST_WORDS_LINES if result.timed_out else -CONSOLE_TAIL_LINES :]
     result.splats = kernel_log.find_splats(text)
     # vng answers 255 when the guest ended without the command's status.
     if not result.timed_out and status != 255:

@@ -82,16 +82,19 @@ pub fn run_isolated(
     let output = Output::collect(reader.into());
     let end = in_background(move || waitid(Id::Pid(group), UNREAPED));
 
-    let (mut outcome, mut notes) = match end.recv_timeout(limit) {
-        Ok(status) => (outcome(status?), Vec::new()),
-        Err(_) => (Outcome::Failed(format!("hung: no end after {limit:?}")), stacks(group)),
+    let status = end.recv_timeout(limit).ok();
+    let exited = status.is_some();
+    let (mut outcome, mut notes) = match status {
+        Some(status) => (outcome(status?), Vec::new()),
+        None => (Outcome::Failed(format!("hung: no end after {limit:?}")), stacks(group)),
     };
     let duration = start.elapsed();
 
     // Until the child is reaped, this cannot be another group.
     killpg(group, Signal::SIGKILL)?;
-    // The end of the output is the end of every process of the group.
-    if output.ended.recv_timeout(grace).is_ok() {
+    // The end of the output is that of the group's files. Closing these may take its time, too.
+    let closed = output.ended.recv_timeout(grace).is_ok();
+    if closed && (exited || end.recv_timeout(grace).is_ok()) {
         child.wait()?;
     } else {
         notes.push("cannot be killed:".into());

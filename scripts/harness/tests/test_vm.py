@@ -29,6 +29,7 @@ class FakeVng(unittest.TestCase):
             self.enterContext(mock.patch.object(vm, name, return_value=value))
         self.enterContext(mock.patch.object(vm, "accelerator", return_value="tcg"))
         self.program("qemu-system-x86_64", "exit 1")
+        self.program("qmp-shell", "exit 1")
         self.addCleanup(vm.ending.clear)
         self.addCleanup(vm.at_once.cache_clear)
         vm.at_once.cache_clear()
@@ -64,6 +65,16 @@ class FakeVng(unittest.TestCase):
         self.assertIn("the guest hung", result.problem() or "")
         self.assertLess(time.monotonic() - begin, 60)
         assert_ends(self, int(result.lines[0][1]))
+
+    def test_a_guest_that_hangs_says_where(self) -> None:
+        nmi = self.folder / "nmi"
+        self.program("qmp-shell", f"cat >{nmi}")
+        result = self.run_vng(
+            f"{BOOT}; while [ ! -s {nmi} ]; do sleep 0.1; done; echo there >&2; exit 255", 2
+        )
+        self.assertEqual(nmi.read_text(), "inject-nmi\n")
+        self.assertEqual(result.console_tail[-1], "there")
+        self.assertIn("the guest hung", result.problem() or "")
 
     def test_what_is_the_machines_fault(self) -> None:
         for script, message in (
