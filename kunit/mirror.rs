@@ -5,15 +5,19 @@
 #[cfg(CONFIG_ZONE_DEVICE_KUNIT_TEST)]
 #[kernel::prelude::kunit_tests(zone_device_mirror)]
 mod tests {
-    use crate::device::{
-        addresses,
-        fill,
-        for_each_type,
-        nr_changed,
-        Device, //
+    use crate::{
+        device::{
+            addresses,
+            fill,
+            for_each_type,
+            nr_changed,
+            Device, //
+        },
+        raw::RawPage, //
     };
     use core::ops::Range;
     use kernel::{
+        bindings,
         kunit::UserMemory,
         kunit_expect,
         kunit_expect_eq,
@@ -389,6 +393,45 @@ mod tests {
             kunit_expect_eq!(is_known(), [false, true], "of type {memory_type:?}");
             Ok(())
         })
+    }
+
+    /// Nobody knows when the device writes to a page that it has: what it has written must not get
+    /// lost when memory is reclaimed.
+    #[test]
+    fn what_a_device_may_write_to_is_dirty() -> Result {
+        const PG_DIRTY: bindings::pageflags = bindings::pageflags_PG_dirty;
+
+        let device = Device::new(MemoryType::Private)?;
+        let memory = user_memory()?;
+        fill(&memory, 0..NR_PAGES, 1)?;
+        let notifier = known(&memory)?;
+        let mut buffer = HmmBuffer::new(1, GFP_KERNEL)?;
+        let mut fault = |access| {
+            let range = addresses(&memory, 1..2);
+            let mode = FaultMode::Locked;
+            notifier.fault(
+                range,
+                access,
+                mode,
+                device.owner(),
+                &mut buffer,
+                |_, pfns| {
+                    let pfn = pfns.iter().next()?;
+                    let page = RawPage::of_page(pfn.page()?);
+                    Some((pfn.is_writable(), page.has_flag(PG_DIRTY)))
+                },
+            )
+        };
+        kunit_expect_eq!(fault(Access::Present), Ok(Some((false, false))));
+        kunit_expect_eq!(fault(Access::Read), Ok(Some((false, false))));
+        kunit_expect_eq!(fault(Access::Write), Ok(Some((true, true))));
+
+        let addr = addresses(&memory, 2..3).start;
+        let is_dirty = notifier.make_exclusive(addr, device.owner(), |_, page| {
+            RawPage::of_page(page).has_flag(PG_DIRTY)
+        });
+        kunit_expect_eq!(is_dirty, Ok(true));
+        Ok(())
     }
 
     #[test]

@@ -7,10 +7,13 @@ use core::{
     marker::PhantomData,
     mem::ManuallyDrop,
     ops::Range,
-    pin::Pin, //
+    pin::Pin,
+    ptr, //
 };
 use kernel::{
     bindings,
+    device::Device,
+    dma::DmaAddress,
     error::{
         from_err_ptr,
         to_result, //
@@ -30,7 +33,10 @@ use kernel::{
             PageMapOps, //
         }, //
     },
-    page::PAGE_SIZE,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
     str::CString,
     sync::{
@@ -527,6 +533,51 @@ impl Drop for DmaDevice {
         // SAFETY: By the type invariants it is registered.
         unsafe { bindings::platform_device_unregister(self.0) };
     }
+}
+
+/// Has a device that is on no bus do DMA, to all of memory.
+pub(crate) fn enable_dma(dev: &Device) -> Result {
+    // It is a `struct device`, and nothing else.
+    let dev = ptr::from_ref(dev).cast::<bindings::device>().cast_mut();
+    // SAFETY: The device is there, and nobody uses it for DMA yet.
+    unsafe { (*dev).dma_mask = &raw mut (*dev).coherent_dma_mask };
+    // SAFETY: As above.
+    to_result(unsafe { bindings::dma_set_mask_and_coherent(dev, u64::MAX) })
+}
+
+/// Returns the page that a device without an IOMMU has at an address, in bytes.
+///
+/// # Safety
+///
+/// It must be mapped for the device for the duration of `'a`.
+unsafe fn dma_page<'a>(address: DmaAddress) -> FolioPage<'a> {
+    // SAFETY: It is of system memory, which is there and in the direct map.
+    unsafe { FolioPage::from_pfn(address as usize >> PAGE_SHIFT) }
+}
+
+/// Reads the first byte of a page, as such a device does.
+///
+/// # Safety
+///
+/// It must be mapped for the device.
+pub(crate) unsafe fn read_dma(address: DmaAddress) -> Result<u8> {
+    let mut byte = [0];
+    // SAFETY: By the safety requirements.
+    unsafe { dma_page(address) }.read(0, &mut byte)?;
+    Ok(byte[0])
+}
+
+/// Fills a page, as such a device does.
+///
+/// # Safety
+///
+/// It must be mapped for the device, which writes to it.
+pub(crate) unsafe fn fill_dma(address: DmaAddress, byte: u8) -> Result {
+    // SAFETY: By the safety requirements.
+    let page = unsafe { dma_page(address) };
+    let contents = KVec::from_elem(byte, PAGE_SIZE, GFP_KERNEL)?;
+    // SAFETY: As above.
+    unsafe { page.write(0, &contents) }
 }
 
 /// Collects pages of a device, as a driver that evicts them does, and leaves them where they are.

@@ -7,6 +7,7 @@
 
 use kernel::prelude::*;
 
+mod copy_engine;
 mod device;
 mod device_memory;
 mod large;
