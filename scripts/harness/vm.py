@@ -70,6 +70,9 @@ CMDLINE_WITHOUT_KVM = [
     "clearcpuid=rep_good,erms,fsrm,fsrs",
     # Its ticks may come too late on a busy machine, which is no reason to panic.
     "no_timer_check",
+    # The watchdog of clocksources waits for the other CPU with interrupts disabled: at boot, when
+    # only interrupts move the time, for ever if that CPU waits for this one.
+    "tsc=nowatchdog",
 ]
 # With five levels of page tables, KASAN reports what an interrupt touches while
 # identify_boot_cpu() has cleared X86_FEATURE_LA57: rare, and no matter of ours.

@@ -30,6 +30,8 @@ pub const TESTS: &[Test] = &[
     test!(uring_memlock).except(NO_EBUSY),
     test!(vfio),
     test!(vfio_dma),
+    test!(iommufd),
+    test!(iommufd_dma),
     test!(vfio_frame_in_use).only(&[Coherent, Generic]),
     test!(vfio_frame_free).only(&[Coherent, Generic]),
 ];
@@ -50,9 +52,24 @@ fn pfns(pages: Pages) -> Result<Vec<u64>> {
     Ok(pagemap::entries(pages)?.into_iter().map(|entry| entry.pfn()).collect())
 }
 
-/// What VFIO maps is pinned until it is unmapped, and not longer.
 fn vfio(ctx: &mut Context) -> Result {
-    let container = Container::open()?;
+    pinned_until_unmapped(ctx, &Container::type1()?)
+}
+
+fn iommufd(ctx: &mut Context) -> Result {
+    pinned_until_unmapped(ctx, &Container::iommufd()?)
+}
+
+fn vfio_dma(ctx: &mut Context) -> Result {
+    read_and_written(ctx, &Container::type1()?)
+}
+
+fn iommufd_dma(ctx: &mut Context) -> Result {
+    read_and_written(ctx, &Container::iommufd()?)
+}
+
+/// What is mapped for a device is pinned until it is unmapped, and not longer.
+fn pinned_until_unmapped(ctx: &Context, container: &Container) -> Result {
     let device = ctx.device(0)?;
     let mapping = on_device(&device)?;
     for generation in 1..3 {
@@ -86,11 +103,10 @@ fn vfio(ctx: &mut Context) -> Result {
 }
 
 /// A device reads and writes the pages, of generation 1, wherever they were pinned.
-fn vfio_dma(ctx: &mut Context) -> Result {
+fn read_and_written(ctx: &Context, container: &Container) -> Result {
     const FROM: usize = 2;
     const TO: usize = 5;
 
-    let container = Container::open()?;
     let edu = container.edu()?;
     let device = ctx.device(0)?;
     let mapping = on_device(&device)?;
@@ -132,7 +148,7 @@ fn vfio_dma(ctx: &mut Context) -> Result {
 /// A page of device memory in a mapping without references (`VM_PFNMAP`), which is in use
 /// when VFIO is to map it, and free when it is unmapped.
 fn vfio_frame_in_use(ctx: &mut Context) -> Result {
-    let container = Container::open()?;
+    let container = Container::type1()?;
     let memory = open_memory()?;
     let device = ctx.device(0)?;
     let mapping = on_device(&device)?;
@@ -151,7 +167,7 @@ fn vfio_frame_in_use(ctx: &mut Context) -> Result {
 
 /// The same with a page that is free, and then in use by somebody who knows nothing of it.
 fn vfio_frame_free(ctx: &mut Context) -> Result {
-    let container = Container::open()?;
+    let container = Container::type1()?;
     let memory = open_memory()?;
     let device = ctx.device(0)?;
     let mapping = on_device(&device)?;
