@@ -115,12 +115,26 @@ fn transfers(ctx: &Context, device: &Device, mapping: &Mapping) -> Result {
         pattern::check(&on_disk()?, 0, generation + 3)?;
         drop(buffer);
 
-        device.release()?;
+        release_soon(device)?;
         ensure_place(device, mapping.all(), prot::WRITE)?;
         mapping.check(0..count, generation + 3)?;
         migrate(device, mapping, 0..count, generation + 3)?;
     }
     device.release()?;
+    Ok(())
+}
+
+/// Evicts all pages. They are unpinned some time after the buffer's end: a transfer that a worker
+/// has done has a reference on the buffer for longer than the program waits.
+fn release_soon(device: &Device) -> Result {
+    let end = Instant::now() + PATIENCE;
+    while let Err(errno) = device.release() {
+        ensure_eq!(errno, Errno::EBUSY);
+        if Instant::now() > end {
+            fail!("pages are still pinned");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
     Ok(())
 }
 
@@ -145,15 +159,8 @@ pub fn uring_killed(ctx: &mut Context) -> Result {
         ensure_errno!(device.release(), Errno::EBUSY);
     }
     child.kill()?;
-    // Rings are cleaned up by a worker, some time later.
-    let end = Instant::now() + PATIENCE;
-    while let Err(errno) = device.release() {
-        ensure_eq!(errno, Errno::EBUSY);
-        if Instant::now() > end {
-            fail!("pages of a killed process are still pinned");
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
+    // Rings are cleaned up by a worker.
+    release_soon(&device)?;
     if ctx.memory_type == MemoryType::Private {
         return Ok(());
     }
@@ -185,7 +192,7 @@ pub fn uring_memlock(ctx: &mut Context) -> Result {
         ensure_errno!(other_ring.register(one_more).map(drop), Errno::ENOMEM);
         drop(buffer);
         other_ring.register(one_more).context("when there is room again")?;
-        device.release()?;
+        release_soon(&device)?;
         mapping.check(0..COUNT, 1)?;
         Ok(())
     })?
