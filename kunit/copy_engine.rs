@@ -138,16 +138,20 @@ mod tests {
         Ok(device)
     }
 
-    /// Gives a device memory, as much as a huge page, and returns how many pages are freed.
+    fn counter() -> Result<Arc<Atomic<usize>>> {
+        Ok(Arc::new(Atomic::new(0), GFP_KERNEL)?)
+    }
+
+    /// Gives a device memory, as much as a huge page, which counts pages that are freed.
     fn bind(
         dev: &Device<Bound>,
         owner: &Owner,
-    ) -> Result<(Devres<DeviceMemory<Memory>>, Arc<Atomic<usize>>)> {
+        nr_freed: &Arc<Atomic<usize>>,
+    ) -> Result<Devres<DeviceMemory<Memory>>> {
         let region = DeviceRegion::request_free(
             (PMD_PAGES * PAGE_SIZE) as u64,
             CString::try_from(c"zone_device_kunit")?,
         )?;
-        let nr_freed = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let mut bytes = KVec::with_capacity(PMD_PAGES, GFP_KERNEL)?;
         for _ in 0..PMD_PAGES {
             bytes.push(Atomic::new(0), GFP_KERNEL)?;
@@ -157,10 +161,7 @@ mod tests {
             bytes,
             nr_freed: nr_freed.clone(),
         };
-        Ok((
-            DeviceMemory::new(dev, owner.clone(), region, data)?,
-            nr_freed,
-        ))
+        DeviceMemory::new(dev, owner.clone(), region, data)
     }
 
     /// Has all pages of user memory that `select` does migrated to a device, to what `alloc` hands
@@ -196,7 +197,8 @@ mod tests {
         let owner = PageMapOwner::new(MemoryType::Private)?;
         let device = device()?;
         let dev = device.as_ref().as_ref();
-        let (map, nr_freed) = bind(dev, &owner)?;
+        let nr_freed = counter()?;
+        let map = bind(dev, &owner, &nr_freed)?;
         let map = map.access(dev)?;
         let memory = user_memory()?;
 
@@ -218,8 +220,9 @@ mod tests {
         let owner = PageMapOwner::new(MemoryType::Private)?;
         let device = device()?;
         let dev = device.as_ref().as_ref();
-        let (map, _) = bind(dev, &owner)?;
-        let (other, nr_freed) = bind(dev, &owner)?;
+        let nr_freed = counter()?;
+        let map = bind(dev, &owner, &counter()?)?;
+        let other = bind(dev, &owner, &nr_freed)?;
         let (map, other) = (map.access(dev)?, other.access(dev)?);
         let memory = user_memory()?;
 
@@ -243,8 +246,8 @@ mod tests {
         let owner = PageMapOwner::new(MemoryType::Private)?;
         let device = device()?;
         let dev = device.as_ref().as_ref();
-        let (map, _) = bind(dev, &owner)?;
-        let (other, _) = bind(dev, &owner)?;
+        let map = bind(dev, &owner, &counter()?)?;
+        let other = bind(dev, &owner, &counter()?)?;
         let (map, other) = (map.access(dev)?, other.access(dev)?);
         let memory = user_memory()?;
 
@@ -265,7 +268,8 @@ mod tests {
         let owner = PageMapOwner::new(MemoryType::Private)?;
         let device = device()?;
         let dev = device.as_ref().as_ref();
-        let (map, nr_freed) = bind(dev, &owner)?;
+        let nr_freed = counter()?;
+        let map = bind(dev, &owner, &nr_freed)?;
         let memory = huge_user_memory()?;
         {
             let map = map.access(dev)?;
