@@ -102,14 +102,10 @@ const FIRST_SLOT: usize = 1;
 fn processes(ctx: &mut Context) -> Result {
     // Children of those that are killed are ours.
     set_child_subreaper(true)?;
-    let mut books = Books::open(ctx)?;
+    let books = Books::open(ctx)?;
     let names = OPERATIONS.iter().map(|o| o.name).chain(EVENTS.iter().map(|e| e.name));
     let journal = Journal::new(FIRST_SLOT + WORKERS * SLOTS, names.collect())?;
-    let half = ctx.torture.duration() / 2;
-    let result = torture(ctx, &journal, half).and_then(|()| {
-        books.settle(ctx)?;
-        torture(ctx, &journal, half)
-    });
+    let result = torture(ctx, &journal);
     for (name, attempts, successes) in journal.totals() {
         println!("{name}: {successes} of {attempts}");
     }
@@ -120,8 +116,8 @@ fn processes(ctx: &mut Context) -> Result {
     books.balance(ctx, journal.poisoned())
 }
 
-fn torture(ctx: &mut Context, journal: &Journal, duration: Duration) -> Result {
-    let end = Instant::now() + duration;
+fn torture(ctx: &mut Context, journal: &Journal) -> Result {
+    let end = Instant::now() + ctx.torture.duration();
     let mut system = System::new(ctx.rng.fork())?;
     let mut rng = ctx.rng.fork();
     let slot = journal.slot(0, ctx.seed);

@@ -15,10 +15,10 @@ use crate::tests::Context;
 use crate::uapi::MemoryType;
 use crate::{ensure, fail};
 
-/// Memory that may be missing at the end, in KB, of what there was after half of the time: what the
-/// kernel keeps for the next time, such as free objects of its caches on lists of each CPU, and of
-/// KASAN, which keeps 1/32 of all memory from being used again (128 MB of 4 GB). A leak of a page
-/// for each thousand operations, in ten minutes, is more.
+/// Memory that may be missing at the end, in KB: what the kernel keeps for the next time, such as
+/// free objects of its caches on lists of each CPU, and of KASAN, which keeps 1/32 of all memory
+/// from being used again (128 MB of 4 GB). A leak of a page for each thousand operations, in ten
+/// minutes, is more.
 const SLACK: i64 = 32 << 10;
 const SLACK_OF_KASAN: i64 = 128 << 10;
 /// For workers of the kernel to free what they have.
@@ -50,13 +50,6 @@ impl Books {
         // Also what that has freed.
         fs::write("/proc/sys/vm/drop_caches", "3")?;
         Ok(Self { available: meminfo("MemAvailable")?, slab: meminfo("SUnreclaim")?, free })
-    }
-
-    /// Takes stock of memory again, once the kernel keeps what it keeps in any case.
-    pub fn settle(&mut self, ctx: &Context) -> Result {
-        let now = Self::open(ctx)?;
-        (self.available, self.slab) = (now.available, now.slab);
-        Ok(())
     }
 
     /// Fails unless all is there again, but for so many pages that were poisoned.
