@@ -39,6 +39,8 @@ struct Memory {
 
 #[vtable]
 impl PageMapOps for Memory {
+    type FolioData = ();
+
     fn folio_free(&self, pages: Range<usize>) {
         self.nr_freed.fetch_add(pages.len(), Relaxed);
     }

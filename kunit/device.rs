@@ -53,6 +53,7 @@ use kernel::{
     prelude::*,
     str::CString,
     sync::{
+        aref::ARef,
         atomic::{
             Atomic,
             Relaxed, //
@@ -69,7 +70,7 @@ pub(crate) const NR_PAGES: usize = 2 * PMD_PAGES;
 pub(crate) struct Memory {
     owner: Arc<PageMapOwner<Memory>>,
     /// What private memory stands for, page by page: that of pages which were handed out.
-    backing: KVVec<SetOnce<OwnedFolio>>,
+    backing: KVVec<SetOnce<ARef<OwnedFolio>>>,
     next: Atomic<usize>,
     nr_freed: Atomic<usize>,
     nr_split_off: Atomic<usize>,
@@ -77,6 +78,8 @@ pub(crate) struct Memory {
 
 #[vtable]
 impl PageMapOps for Memory {
+    type FolioData = ();
+
     fn folio_free(&self, pages: Range<usize>) {
         self.nr_freed.fetch_add(pages.len(), Relaxed);
     }
@@ -131,9 +134,8 @@ impl Memory {
     }
 
     fn backing_of(&self, page: FolioPage<'_>) -> Option<&OwnedFolio> {
-        self.backing
-            .get(self.owner.device_page(page)?.index())?
-            .as_ref()
+        let index = self.owner.device_page(page)?.index();
+        self.backing.get(index)?.as_ref().map(|folio| &**folio)
     }
 }
 

@@ -18,6 +18,7 @@ use kernel::{
     },
     prelude::*,
     sync::{
+        aref::ARef,
         atomic::{
             Atomic,
             Relaxed, //
@@ -45,12 +46,14 @@ struct Counters {
 struct Memory {
     owner: Arc<PageMapOwner<Memory>>,
     /// What the first pages stand for. All others are zeroes, like the first ones then.
-    backing: KVec<OwnedFolio>,
+    backing: KVec<ARef<OwnedFolio>>,
     counters: Arc<Counters>,
 }
 
 #[vtable]
 impl PageMapOps for Memory {
+    type FolioData = ();
+
     fn folio_free(&self, pages: Range<usize>) {
         self.counters.freed.fetch_add(pages.len(), Relaxed);
     }

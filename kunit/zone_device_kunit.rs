@@ -10,6 +10,7 @@ use kernel::prelude::*;
 mod copy_engine;
 mod device;
 mod device_memory;
+mod folio_data;
 mod large;
 mod life_cycle;
 mod migration;

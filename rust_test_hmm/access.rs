@@ -9,10 +9,7 @@
 use crate::{
     address_space::AddressSpace,
     memory_types::DeviceType,
-    pool::{
-        Backing,
-        Chunk, //
-    },
+    pool::Chunk,
     uapi::{
         prot,
         Cmd, //
@@ -85,7 +82,8 @@ struct Behind<'a> {
     memory: &'a PageMapOwner<Chunk>,
     /// Page frame numbers of the folio.
     pfns: Range<usize>,
-    backing: Option<Backing>,
+    /// What is behind the first of them.
+    first: Option<(&'a OwnedFolio, usize)>,
 }
 
 impl<'a> Behind<'a> {
@@ -93,29 +91,31 @@ impl<'a> Behind<'a> {
         Self {
             memory,
             pfns: 0..0,
-            backing: None,
+            first: None,
         }
     }
 
     /// Returns the memory behind a page, and the index of the page there, if it is device-private
     /// memory of this device.
-    fn place(&mut self, page: FolioPage<'_>) -> Option<(&OwnedFolio, usize)> {
+    fn place(&mut self, page: FolioPage<'a>) -> Option<(&'a OwnedFolio, usize)> {
         if self.memory.memory_type() != MemoryType::Private {
             return None;
         }
         let pfn = page.pfn();
         if !self.pfns.contains(&pfn) {
-            self.pfns = 0..0;
-            let first = pfn - page.index();
-            self.backing = Some(Chunk::backing_of(self.memory, page)?);
-            self.pfns = first..first + page.folio().nr_pages();
+            let folio = page.folio();
+            let start = folio.pfn();
+            self.pfns = start..start + folio.nr_pages();
+            self.first = folio
+                .page(0)
+                .and_then(|page| Chunk::behind(self.memory, page));
         }
-        let backing = self.backing.as_ref()?;
-        Some((&backing.folio, backing.first + pfn - self.pfns.start))
+        let (folio, first) = self.first?;
+        Some((folio, first + pfn - self.pfns.start))
     }
 
     /// Returns the page behind a page, if it is device-private memory of this device.
-    fn page(&mut self, page: FolioPage<'_>) -> Option<FolioPage<'_>> {
+    fn page(&mut self, page: FolioPage<'a>) -> Option<FolioPage<'a>> {
         let (folio, index) = self.place(page)?;
         folio.page(index)
     }

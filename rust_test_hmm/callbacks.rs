@@ -4,7 +4,10 @@
 
 use crate::{
     destinations::set_dsts_in_system,
-    pool::Chunk, //
+    pool::{
+        Backing,
+        Chunk, //
+    }, //
 };
 use core::ops::Range;
 use kernel::{
@@ -26,6 +29,8 @@ use kernel::{
 
 #[vtable]
 impl PageMapOps for Chunk {
+    type FolioData = Backing;
+
     fn folio_free(&self, pages: Range<usize>) {
         self.put(pages);
     }

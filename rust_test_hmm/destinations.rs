@@ -153,13 +153,10 @@ fn set_dst_in_system(
             first.folio().page(page).ok_or(EINVAL)?
         }
     };
-    let folio = match Chunk::backing_of(memory, from) {
-        Some(backing) => {
-            let at = backing.first + from.index();
-            folio.fill_from(backing.folio.page(at).ok_or(EINVAL)?)?
-        }
-        None => folio.fill_from(from)?,
+    let from = match Chunk::behind(memory, from) {
+        Some((folio, at)) => folio.page(at).ok_or(EINVAL)?,
+        None => from,
     };
-    pages.set_dst(index, folio)?;
+    pages.set_dst(index, folio.fill_from(from)?)?;
     Ok(true)
 }

@@ -6,6 +6,7 @@ use crate::{
     folio_list::MAX_CHUNK_PAGES,
     memory_types::DeviceType,
     pool::{
+        Backing,
         Chunk,
         Owner,
         Pool, //
@@ -16,10 +17,7 @@ use core::ops::Range;
 use kernel::{
     io::PhysAddr,
     mm::{
-        folio::{
-            NewFolio,
-            OwnedFolio, //
-        },
+        folio::NewFolio,
         pgmap::{
             DeviceRegion,
             PageMap,
@@ -144,13 +142,13 @@ impl Device {
         &self,
         order: u32,
         owner: &Arc<Owner>,
-        backing: &mut Option<OwnedFolio>,
+        backing: &mut Option<Backing>,
     ) -> Result<NewFolio> {
         loop {
-            let (map, page) = self.pool.take(order, owner, backing).ok_or(ENOMEM)?;
+            let (map, page) = self.pool.take(order, owner).ok_or(ENOMEM)?;
             let number = map.data().number();
             let pages = page..page + (1 << order);
-            match map.init_folio(page, order) {
+            match map.init_folio_with(page, order, backing) {
                 // There may have been no error yet when it was put into the pool.
                 Err(EHWPOISON) => self.pool.discard(number, pages, |page| map.is_broken(page)),
                 result => return result.inspect_err(|_| self.pool.put(number, pages)),

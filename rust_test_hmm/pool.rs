@@ -39,6 +39,7 @@ use kernel::{
     },
     prelude::*,
     sync::{
+        aref::ARef,
         atomic::{
             Atomic,
             Full,
@@ -91,19 +92,13 @@ impl Owner {
     }
 }
 
-/// What is behind the pages of a device-private folio.
-#[derive(Clone)]
-pub(crate) struct Backing {
-    pub(crate) folio: OwnedFolio,
-    /// Where the memory of the first page is in there: that of what was split off a folio is the
-    /// memory of the rest as well.
-    pub(crate) first: usize,
-}
+/// What is behind the pages of a device-private folio: memory of the same size, or, if the folio
+/// was split off another one, of that size.
+pub(crate) type Backing = ARef<OwnedFolio>;
 
 /// What the pool knows of a folio, by its first page.
 #[derive(Default)]
 struct PageState {
-    backing: Option<OwnedFolio>,
     owner: Option<Arc<Owner>>,
     order: u32,
     links: Links,
@@ -251,13 +246,10 @@ impl Pool {
     }
 
     /// Takes pages for a folio of up to the order of a huge page, and returns where they are.
-    ///
-    /// `backing` is their memory if they are device-private; it is taken if this returns `Some`.
     pub(crate) fn take(
         &self,
         order: u32,
         owner: &Arc<Owner>,
-        backing: &mut Option<OwnedFolio>,
     ) -> Option<(Arc<PageMap<Chunk>>, usize)> {
         let mut state = self.state.lock();
         let (number, page) = state
@@ -267,8 +259,7 @@ impl Pool {
             .find_map(|(number, chunk)| Some((number, chunk.as_mut()?.free.take(order)?)))?;
         state.link(owner, PageIndex::new(number, page), order);
 
-        let chunk = state.chunks[number].as_mut()?;
-        chunk.pages[page].backing = backing.take();
+        let chunk = state.chunks[number].as_ref()?;
         Some((chunk.map.clone(), page))
     }
 
@@ -276,21 +267,16 @@ impl Pool {
     pub(crate) fn put(&self, number: usize, pages: Range<usize>) {
         let mut state = self.state.lock();
         let owner = state.unlink(PageIndex::new(number, pages.start));
-        let mut backing = None;
         if let Some(chunk) = state.chunks[number].as_mut() {
-            backing = chunk.pages[pages.start].backing.take();
             chunk.free.put(pages);
         }
-        // What is behind them is freed without the lock, so that no other CPU waits for that.
+        // It may be freed, for which no other CPU should wait.
         drop(state);
-        drop(backing);
         drop(owner);
     }
 
     /// Puts the pages of a folio that could not be initialised back, but for those that are broken,
     /// which are left out from now on.
-    ///
-    /// They are of memory that the CPU can address, so nothing is behind them.
     pub(crate) fn discard(
         &self,
         number: usize,
@@ -426,35 +412,25 @@ impl Chunk {
         };
         // The first call says how much is left of the folio.
         page.order = page.order.min((pages.start - head).trailing_zeros());
-        let backing = page.backing.clone();
         if let Some(owner) = page.owner.clone() {
             let index = PageIndex::new(self.number, pages.start);
             state.link(&owner, index, pages.len().trailing_zeros());
-            if let Some(page) = state.page(index) {
-                page.backing = backing;
-            }
         }
     }
 
-    /// Returns what is behind a device-private folio in use, by its first page.
-    fn backing(&self, page: usize) -> Option<Backing> {
-        let mut state = self.pool.state.lock();
-        let state = state.page(PageIndex::new(self.number, page))?;
-        let folio = state.backing.clone()?;
-        // Both are aligned to the size that it was allocated with.
-        let first = page & (folio.nr_pages() - 1);
-        Some(Backing { folio, first })
-    }
-
-    /// Returns what is behind the folio of a page if it is device-private memory of the given
-    /// owner.
-    pub(crate) fn backing_of(memory: &PageMapOwner<Self>, page: FolioPage<'_>) -> Option<Backing> {
+    /// Returns the memory behind a page, and the index of the page there, if it is device-private
+    /// memory of the given owner.
+    pub(crate) fn behind<'a>(
+        memory: &PageMapOwner<Self>,
+        page: FolioPage<'a>,
+    ) -> Option<(&'a OwnedFolio, usize)> {
         if memory.memory_type() != MemoryType::Private {
             return None;
         }
-        let index = page.index();
         let page = memory.device_page(page)?;
-        page.map().data().backing(page.index() - index)
+        let folio = page.data()?;
+        // Both are aligned to the size that the memory was allocated with.
+        Some((folio, page.index() & (folio.nr_pages() - 1)))
     }
 
     /// Returns whom the folio of which `page` is the first was allocated for.
