@@ -40,6 +40,13 @@ pub(crate) struct Links {
     prev: Option<PageIndex>,
 }
 
+impl Links {
+    /// Returns the folio behind this one.
+    pub(crate) fn next(&self) -> Option<PageIndex> {
+        self.next
+    }
+}
+
 /// Where the links of folios are.
 pub(crate) trait Folios {
     /// Returns the links of a folio by the index of its first page, if there is such a page.
@@ -77,11 +84,6 @@ impl List {
         }
         self.last = Some(index);
         self.len += 1;
-    }
-
-    /// Returns the folio behind another one, which must be in this list.
-    pub(crate) fn next(folios: &mut impl Folios, index: PageIndex) -> Option<PageIndex> {
-        folios.links(index)?.next
     }
 
     /// Moves all folios before `index`, which must be in this list, to the end.
@@ -193,8 +195,8 @@ mod tests {
         assert!(has(&list, &mut chunk, &[1, 2, 3, 0]));
         list.rotate_to(&mut chunk, folio(0));
         assert!(has(&list, &mut chunk, &[0, 1, 2, 3]));
-        assert_eq!(List::next(&mut chunk, folio(2)), Some(folio(3)));
-        assert_eq!(List::next(&mut chunk, folio(3)), None);
+        assert_eq!(chunk.0[2].next(), Some(folio(3)));
+        assert_eq!(chunk.0[3].next(), None);
     }
 
     #[test]

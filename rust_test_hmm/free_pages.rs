@@ -14,6 +14,17 @@ use kernel::{
 /// Pages in a block, the largest unit in which folios are handed out.
 pub(crate) const BLOCK_PAGES: usize = PMD_PAGES;
 
+/// Calls `f` with each word that has bits of a range of pages, and the mask of these.
+fn for_each_word(pages: Range<usize>, mut f: impl FnMut(usize, u64)) {
+    let mut next = pages.start;
+    while next < pages.end {
+        let (word, bit) = (next / 64, next % 64);
+        let bits = (64 - bit).min(pages.end - next);
+        f(word, (u64::MAX >> (64 - bits)) << bit);
+        next += bits;
+    }
+}
+
 /// A bit for each page.
 struct Bits(KVec<u64>);
 
@@ -21,22 +32,6 @@ impl Bits {
     /// Creates bits for so many pages, all of them zero.
     fn new(nr_pages: usize) -> Result<Self> {
         Ok(Self(KVec::zeroed(nr_pages.div_ceil(64), GFP_KERNEL)?))
-    }
-
-    /// Sets or clears the bits of a range of pages.
-    fn change(&mut self, pages: Range<usize>, set: bool) {
-        let mut next = pages.start;
-        while next < pages.end {
-            let (word, bit) = (next / 64, next % 64);
-            let bits = (64 - bit).min(pages.end - next);
-            let mask = (u64::MAX >> (64 - bits)) << bit;
-            if set {
-                self.0[word] |= mask;
-            } else {
-                self.0[word] &= !mask;
-            }
-            next += bits;
-        }
     }
 
     /// Returns the first page from `start` on whose bit is set.
@@ -93,7 +88,7 @@ impl FreePages {
             return Err(EINVAL);
         }
         let mut free = Bits::new(nr_pages)?;
-        free.change(0..nr_pages, true);
+        free.0.fill(u64::MAX);
         Ok(Self {
             free,
             in_use: Bits::new(nr_pages)?,
@@ -133,8 +128,10 @@ impl FreePages {
             self.current = page / BLOCK_PAGES;
         }
         let pages = page..page + (1 << order);
-        self.free.change(pages.clone(), false);
-        self.in_use.change(pages.clone(), true);
+        for_each_word(pages.clone(), |word, mask| {
+            self.free.0[word] &= !mask;
+            self.in_use.0[word] |= mask;
+        });
         self.free_in_block[page / BLOCK_PAGES] -= pages.len();
         self.nr_free -= pages.len();
         self.nr_in_use += pages.len();
@@ -146,14 +143,16 @@ impl FreePages {
         self.free_in_block[pages.start / BLOCK_PAGES] += pages.len();
         self.nr_free += pages.len();
         self.nr_in_use -= pages.len();
-        self.in_use.change(pages.clone(), false);
-        self.free.change(pages, true);
+        for_each_word(pages, |word, mask| {
+            self.in_use.0[word] &= !mask;
+            self.free.0[word] |= mask;
+        });
     }
 
     /// Does without a page that was taken.
     pub(crate) fn discard(&mut self, page: usize) {
         self.nr_in_use -= 1;
-        self.in_use.change(page..page + 1, false);
+        for_each_word(page..page + 1, |word, mask| self.in_use.0[word] &= !mask);
     }
 
     /// Returns the first page from `start` on that is in use.
@@ -199,13 +198,15 @@ mod tests {
         let mut bits = Bits::new(192)?;
         assert_eq!(bits.next(0), None);
         for pages in [3..4, 60..70, 64..128, 0..192] {
-            bits.change(pages.clone(), true);
+            for_each_word(pages.clone(), |word, mask| bits.0[word] |= mask);
             assert_eq!(bits.next(0), Some(pages.start));
             assert_eq!(bits.next(pages.end - 1), Some(pages.end - 1));
             assert_eq!(bits.next(pages.end), None);
-            bits.change(pages.start + 1..pages.end, false);
+            for_each_word(pages.start + 1..pages.end, |word, mask| {
+                bits.0[word] &= !mask
+            });
             assert_eq!(bits.next(pages.start + 1), None);
-            bits.change(pages, false);
+            for_each_word(pages, |word, mask| bits.0[word] &= !mask);
         }
         Ok(())
     }

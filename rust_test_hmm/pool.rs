@@ -321,14 +321,15 @@ impl Pool {
         let mut nr_folios = 0;
         let mut next = Some(first);
         while let Some(index) = next.filter(|_| nr_folios < max) {
-            let order = state.page(index)?.order;
+            let page = state.page(index)?;
+            let (order, behind) = (page.order, page.links.next());
             if index.chunk() != first.chunk() || pages.len() + (1 << order) > BLOCK_PAGES {
                 break;
             }
             for page in index.page()..index.page() + (1 << order) {
                 pages.push_within_capacity(page).ok()?;
             }
-            next = List::next(&mut *state, index);
+            next = behind;
             nr_folios += 1;
         }
         if let Some(next) = next {
