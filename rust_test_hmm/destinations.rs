@@ -97,13 +97,17 @@ pub(crate) fn set_dsts_in_system(
     owner: Option<&Owner>,
 ) -> Result<bool> {
     let mut allocated = true;
-    for index in 0..pages.len() {
+    let mut next = 0;
+    while next < pages.len() {
+        let index = next;
+        next += 1;
         if pages.source(index).is_hole() {
             continue;
         }
         let Some(order) = pages.order(index) else {
             continue;
         };
+        next = index + (1 << order);
         let fail = owner.is_some_and(Owner::take_fail_alloc);
         if !fail && set_dst_in_system(pages, memory, index, index, order)? {
             continue;
@@ -113,7 +117,7 @@ pub(crate) fn set_dsts_in_system(
             continue;
         }
         // Small pages will do, if the first one is among them: core mm splits the folio.
-        for page in index..index + (1 << order) {
+        for page in index..next {
             if !set_dst_in_system(pages, memory, index, page, 0)? {
                 allocated = false;
                 if page == index {

@@ -39,14 +39,14 @@ const MAX_SHUT_DOWN_INTERVAL_SECS: i64 = 32;
 /// Migrates pages of a device to system memory, wherever they are mapped.
 ///
 /// Pages that are locked, referenced by somebody else, or for which there is no memory, stay.
-pub(crate) struct Evictor {
+struct Evictor {
     buffer: MigrateBuffer,
     /// Indices of pages in a chunk.
     pages: KVec<usize>,
 }
 
 impl Evictor {
-    pub(crate) fn new() -> Result<Self> {
+    fn new() -> Result<Self> {
         Ok(Self {
             buffer: MigrateBuffer::new(WINDOW_PAGES, GFP_KERNEL)?,
             pages: KVec::with_capacity(WINDOW_PAGES, GFP_KERNEL)?,
@@ -54,7 +54,7 @@ impl Evictor {
     }
 
     /// Evicts all pages of a pool. Returns [`EINTR`] on a fatal signal if `killable`.
-    pub(crate) fn evict_all(&mut self, pool: &Pool, killable: bool) -> Result {
+    fn evict_all(&mut self, pool: &Pool, killable: bool) -> Result {
         let mut from = (0, 0);
         loop {
             if killable && kernel::current!().fatal_signal_pending() {
@@ -70,7 +70,7 @@ impl Evictor {
     }
 
     /// Evicts the pages of an owner that does not allocate more of them.
-    pub(crate) fn evict_owned(&mut self, pool: &Pool, owner: &Arc<Owner>) -> Result {
+    fn evict_owned(&mut self, pool: &Pool, owner: &Arc<Owner>) -> Result {
         let mut rest = pool.nr_folios(owner);
         while rest > 0 {
             self.pages.clear();
@@ -90,6 +90,22 @@ impl Evictor {
         drop(pages.migrate());
         Ok(())
     }
+}
+
+/// Evicts the pages of an owner that does not allocate more of them.
+///
+/// Returns how many folios stay, for want of memory, or because somebody else has a reference on
+/// them. They are the device's to evict later.
+pub(crate) fn evict_owned(pool: &Pool, owner: &Arc<Owner>) -> usize {
+    if pool.nr_folios(owner) == 0 {
+        return 0;
+    }
+    let _ = Evictor::new().and_then(|mut evictor| {
+        // The second time for what was locked or referenced for a moment.
+        evictor.evict_owned(pool, owner)?;
+        evictor.evict_owned(pool, owner)
+    });
+    pool.nr_folios(owner)
 }
 
 /// Evicts all pages of a device to system memory.

@@ -6,10 +6,7 @@ use crate::{
     access,
     address_space::AddressSpace,
     device::Device,
-    evict::{
-        self,
-        Evictor, //
-    },
+    evict,
     migrate,
     uapi::{
         self,
@@ -96,14 +93,7 @@ impl MiscDevice for File {
         let owner = file.space.owner().clone();
         // Nothing that is evicted has to be invalidated any more.
         drop(file);
-        // Out of memory is a reason to leave pages behind, too. They are the device's to evict
-        // later.
-        let _ = Evictor::new().and_then(|mut evictor| {
-            // The second time for what was locked or referenced for a moment.
-            evictor.evict_owned(device.pool(), &owner)?;
-            evictor.evict_owned(device.pool(), &owner)
-        });
-        let nr_folios = device.pool().nr_folios(&owner);
+        let nr_folios = evict::evict_owned(device.pool(), &owner);
         if nr_folios > 0 {
             pr_info!(
                 "{}: {nr_folios} folios of a closed file cannot be evicted now\n",

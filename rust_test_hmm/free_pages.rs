@@ -139,6 +139,7 @@ impl FreePages {
     }
 
     /// Puts pages back, all of one block.
+    #[inline]
     pub(crate) fn put(&mut self, pages: Range<usize>) {
         self.free_in_block[pages.start / BLOCK_PAGES] += pages.len();
         self.nr_free += pages.len();

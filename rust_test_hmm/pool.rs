@@ -135,6 +135,7 @@ impl State {
     }
 
     /// Removes a folio from its owner's list, and returns the owner.
+    #[inline]
     fn unlink(&mut self, index: PageIndex) -> Option<Arc<Owner>> {
         let owner = self.page(index)?.owner.take()?;
         let mut list = *owner.folios.access_mut(self);

@@ -1,4 +1,4 @@
-"""Draws docs/bench-ratios and docs/bench-growth, SVG and PNG, of what `make bench` recorded.
+"""Draws docs/bench-ratios, -growth and -register, SVG and PNG, of what `make bench` recorded.
 
 The same file gives the same plots, so that they only change when the record does. To be
 run by the Python of build/venv, as `make plots` does.
@@ -77,6 +77,27 @@ def draw_growth(measured: bench.Measured) -> None:
     save(figure, "bench-growth")
 
 
+def draw_register(measured: bench.Measured) -> None:
+    """Bars of what it takes to pin memory that is on the device, and whether it stays there."""
+    rows = {
+        (row.memory_type, row.page_size): costs[guest.RUST_DRIVER].middle / row.pages
+        for row, costs in measured.rows.items()
+        if row.operation == "register" and bench.is_usual(row)
+    }
+    names = [f"{memory_type}, {bench.PAGE_SIZES[page_size]}" for memory_type, page_size in rows]
+    # The program checks by a snapshot that it is so.
+    stays = [memory_type == "generic" for memory_type, _ in rows]
+    figure, panel = pyplot.subplots(figsize=(8, 0.4 * len(rows) + 1))
+    bars = panel.barh(names, list(rows.values()), color=[COLOURS[not each] for each in stays])
+    moved = bench.PAGES >> 8
+    panel.bar_label(bars, [f" {0 if each else moved} MB leave the device" for each in stays])
+    panel.invert_yaxis()
+    panel.set_xlim(0, 1.5 * max(rows.values()))
+    panel.set_xlabel(f"{measured.unit} a page")
+    panel.set_title(f"io_uring registers a buffer of {moved} MB that is on the device", fontsize=10)
+    save(figure, "bench-register")
+
+
 def save(figure: Figure, name: str) -> None:
     figure.tight_layout()
     # Not when it was drawn, and by which version.
@@ -95,6 +116,7 @@ def main() -> int:
     measured = bench.load(args.file)
     draw_ratios(measured)
     draw_growth(measured)
+    draw_register(measured)
     return Exit.PASSED
 
 

@@ -7,15 +7,24 @@ use super::buffer::{Buffer, PageSize};
 use super::meter::{Meter, Setup};
 use crate::device::Device;
 use crate::ensure_eq;
-use crate::failure::{Context, Result};
+use crate::failure::{Context, Failure, Result};
 use crate::pages::HUGE_PAGES;
 use crate::process::Child;
 use crate::uapi::{self, Cmd, MemoryType, prot};
+use crate::uring::Ring;
 
 /// Pages that each of several files has on the device.
 const PAGES_OF_FILE: usize = HUGE_PAGES;
 /// Takes so little that one of it cannot be measured.
 const OPENINGS: usize = 64;
+
+/// What a snapshot says of the size of pages.
+fn size_bits(page_size: PageSize) -> u8 {
+    match page_size {
+        PageSize::Small => 0,
+        PageSize::Huge => prot::PMD,
+    }
+}
 
 /// Has a device do what is measured.
 #[derive(Debug)]
@@ -71,8 +80,7 @@ impl Bench<'_> {
 
     /// Snapshot byte of a page on the device.
     fn on_device(&self, page_size: PageSize) -> u8 {
-        let huge = if page_size == PageSize::Huge { prot::PMD } else { 0 };
-        self.memory_type.local() | prot::WRITE | huge
+        self.memory_type.local() | prot::WRITE | size_bits(page_size)
     }
 
     /// Sizes of the pages that the device can have.
@@ -98,7 +106,8 @@ impl Bench<'_> {
         let data = &Buffer::new(page_size, pages)?;
         self.migrations_and_accesses(setup, data)?;
         self.ends(setup, data)?;
-        self.release_and_exclusive(setup, data)
+        self.release_and_exclusive(setup, data)?;
+        self.register(setup, data)
     }
 
     fn migrations_and_accesses(&mut self, setup: Setup, data: &Buffer) -> Result {
@@ -167,6 +176,30 @@ impl Bench<'_> {
         self.meter.measure("release", setup, || user.command(uapi::RELEASE))?;
         memory.check()?;
         self.meter.measure("exclusive", setup, || user.command(uapi::EXCLUSIVE))
+    }
+
+    /// Has `io_uring` pin what is on the device. Generic memory stays there.
+    fn register(&mut self, setup: Setup, data: &Buffer) -> Result {
+        let ring = match Ring::new() {
+            // The unpatched kernel is built without.
+            Err(Failure::Skipped(_)) => return Ok(()),
+            ring => ring?,
+        };
+        let memory = &Buffer::new(setup.page_size, setup.pages)?;
+        let device = &self.open()?;
+        let user = User { device, memory, data };
+        user.to_device()?;
+        let registered = self
+            .meter
+            .measure("register", setup, || ring.register(memory.all()).context("io_uring"))?;
+        let place = match self.memory_type {
+            MemoryType::Generic => self.memory_type.local(),
+            MemoryType::Private | MemoryType::Coherent => 0,
+        };
+        user.command(uapi::SNAPSHOT)?;
+        data.check_snapshot(setup.pages, place | prot::WRITE | size_bits(setup.page_size))?;
+        drop(registered);
+        memory.check()
     }
 
     /// What one of several files costs that all have pages on the device.
