@@ -101,12 +101,12 @@ pub(crate) fn set_dsts_in_system(
     while next < pages.len() {
         let index = next;
         next += 1;
-        if pages.source(index).is_hole() {
-            continue;
-        }
         let Some(order) = pages.order(index) else {
             continue;
         };
+        if pages.source(index).is_hole() {
+            continue;
+        }
         next = index + (1 << order);
         let fail = owner.is_some_and(Owner::take_fail_alloc);
         if !fail && set_dst_in_system(pages, memory, index, index, order)? {
