@@ -163,15 +163,13 @@ impl Device {
     /// Returns [`ENODEV`] if there is no memory of that type.
     pub(crate) fn new(memory_type: MemoryType) -> Result<Self> {
         let owner = PageMapOwner::new(memory_type)?;
+        let region = region(memory_type)?;
         let mut backing = KVVec::new();
-        let region = if memory_type == MemoryType::Private {
+        if memory_type == MemoryType::Private {
             for _ in 0..NR_PAGES {
                 backing.push(SetOnce::new(), GFP_KERNEL)?;
             }
-            DeviceRegion::request_free((NR_PAGES * PAGE_SIZE) as u64, name()?)?
-        } else {
-            claim_special_purpose_memory()?
-        };
+        }
         let memory = Memory {
             owner: owner.clone(),
             backing,
@@ -340,12 +338,19 @@ impl Device {
 /// Runs a test for each memory type, or, without special-purpose memory, for those for which there
 /// is memory.
 pub(crate) fn for_each_type(mut f: impl FnMut(MemoryType, Device) -> Result) -> Result {
+    for_each_type_there_is(|memory_type| {
+        Device::new(memory_type).and_then(|device| f(memory_type, device))
+    })
+}
+
+/// Runs a test for each memory type, which returns [`ENODEV`] if there is no memory of that type.
+pub(crate) fn for_each_type_there_is(mut f: impl FnMut(MemoryType) -> Result) -> Result {
     for memory_type in [
         MemoryType::Private,
         MemoryType::Coherent,
         MemoryType::Generic,
     ] {
-        match Device::new(memory_type).and_then(|device| f(memory_type, device)) {
+        match f(memory_type) {
             Err(ENODEV) => {
                 kunit::mark_skipped(c"no special-purpose memory, so for private memory only");
                 return Ok(());
@@ -409,6 +414,14 @@ pub(crate) fn filled_huge_page(device: &Device) -> Result<Option<UserMemory>> {
         kunit::mark_skipped(c"no huge page to be had");
     }
     Ok(is_huge.then_some(memory))
+}
+
+/// Returns memory of a type for [`NR_PAGES`] pages, or [`ENODEV`] if there is none.
+pub(crate) fn region(memory_type: MemoryType) -> Result<DeviceRegion> {
+    match memory_type {
+        MemoryType::Private => DeviceRegion::request_free((NR_PAGES * PAGE_SIZE) as u64, name()?),
+        MemoryType::Coherent | MemoryType::Generic => claim_special_purpose_memory(),
+    }
 }
 
 fn name() -> Result<CString> {

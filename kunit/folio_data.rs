@@ -31,8 +31,10 @@ impl Drop for Tag {
     }
 }
 
-/// The driver's data of private memory.
-struct Memory;
+/// The driver's data of the memory.
+struct Memory {
+    nr_split_off: Arc<Atomic<usize>>,
+}
 
 #[vtable]
 impl PageMapOps for Memory {
@@ -40,9 +42,13 @@ impl PageMapOps for Memory {
 
     fn folio_free(&self, _pages: Range<usize>) {}
 
-    /// No test has the CPU touch them there.
+    /// No test has the CPU touch private memory there.
     fn migrate_to_ram(&self, _fault: &mut Fault<'_>) -> Result<(), FaultError> {
         Err(FaultError::SigBus)
+    }
+
+    fn folio_split(&self, _head: usize, pages: Range<usize>) {
+        self.nr_split_off.fetch_add(pages.len(), Relaxed);
     }
 }
 
@@ -52,20 +58,24 @@ mod tests {
     use super::*;
     use crate::device::{
         addresses,
-        huge_user_memory, //
+        for_each_type_there_is,
+        huge_user_memory,
+        region, //
     };
     use kernel::{
         kunit_expect,
         kunit_expect_eq,
         mm::{
-            folio::FolioPage,
+            folio::{
+                FolioPage,
+                LockedFolio, //
+            },
             migrate::{
                 Collected,
                 MigrateBuffer,
                 Select, //
             },
             pgmap::{
-                DeviceRegion,
                 MemoryType,
                 PageMap,
                 PageMapOwner, //
@@ -73,76 +83,116 @@ mod tests {
             PMD_ORDER,
             PMD_PAGES, //
         },
-        page::PAGE_SIZE,
-        str::CString, //
+        page::PAGE_SIZE, //
     };
 
     const HALF: usize = PMD_PAGES / 2;
 
-    /// Creates memory for two huge pages.
-    fn memory() -> Result<Pin<KBox<PageMap<Memory>>>> {
-        let region = DeviceRegion::request_free(
-            (2 * PMD_PAGES * PAGE_SIZE) as u64,
-            CString::try_from(c"zone_device_kunit")?,
-        )?;
-        let owner = PageMapOwner::new(MemoryType::Private)?;
-        KBox::pin_init(PageMap::new(owner, region, Memory), GFP_KERNEL)
+    /// Memory, and what is counted of it.
+    struct Device {
+        map: Pin<KBox<PageMap<Memory>>>,
+        nr_split_off: Arc<Atomic<usize>>,
+        nr_dropped: Arc<Atomic<usize>>,
+    }
+
+    impl Device {
+        fn new(memory_type: MemoryType) -> Result<Self> {
+            let region = region(memory_type)?;
+            let owner = PageMapOwner::new(memory_type)?;
+            let nr_split_off = counter()?;
+            let memory = Memory {
+                nr_split_off: nr_split_off.clone(),
+            };
+            Ok(Self {
+                map: KBox::pin_init(PageMap::new(owner, region, memory), GFP_KERNEL)?,
+                nr_split_off,
+                nr_dropped: counter()?,
+            })
+        }
+
+        fn tag(&self, number: usize) -> Result<Arc<Tag>> {
+            let tag = Tag {
+                number,
+                nr_dropped: self.nr_dropped.clone(),
+            };
+            Ok(Arc::new(tag, GFP_KERNEL)?)
+        }
+
+        fn nr_dropped(&self) -> usize {
+            self.nr_dropped.load(Relaxed)
+        }
+
+        /// Hands out a folio of zeroes.
+        fn folio(
+            &self,
+            index: usize,
+            order: u32,
+            data: &mut Option<Arc<Tag>>,
+        ) -> Result<LockedFolio> {
+            let folio = self.map.init_folio_with(index, order, data)?;
+            match self.map.owner().memory_type() {
+                MemoryType::Private => folio.into_private(),
+                MemoryType::Coherent | MemoryType::Generic => folio.fill(|page| page.clear()),
+            }
+        }
+
+        /// Returns the number that the data of a page's folio has.
+        fn number(&self, page: Option<FolioPage<'_>>) -> Option<usize> {
+            let data = self.map.owner().device_page(page?)?.data()?;
+            Some(data.number)
+        }
     }
 
     fn counter() -> Result<Arc<Atomic<usize>>> {
         Ok(Arc::new(Atomic::new(0), GFP_KERNEL)?)
     }
 
-    fn tag(number: usize, nr_dropped: &Arc<Atomic<usize>>) -> Result<Arc<Tag>> {
-        let tag = Tag {
-            number,
-            nr_dropped: nr_dropped.clone(),
-        };
-        Ok(Arc::new(tag, GFP_KERNEL)?)
-    }
-
-    fn number(map: &PageMap<Memory>, page: FolioPage<'_>) -> Option<usize> {
-        let data = map.owner().device_page(page)?.data()?;
-        Some(data.number)
-    }
-
     #[test]
     fn a_folio_has_the_data_that_it_was_given() -> Result {
-        let nr_dropped = counter()?;
-        let map = memory()?;
-        let first = map.init_folio_with(0, 0, &mut Some(tag(1, &nr_dropped)?))?;
-        let second = map.init_folio_with(1, 0, &mut Some(tag(2, &nr_dropped)?))?;
-        let third = map.init_folio(2, 0)?;
-        let [first, second, third] = [
-            first.into_private()?,
-            second.into_private()?,
-            third.into_private()?,
-        ];
-        kunit_expect_eq!(first.page(0).and_then(|page| number(&map, page)), Some(1));
-        kunit_expect_eq!(second.page(0).and_then(|page| number(&map, page)), Some(2));
-        kunit_expect_eq!(third.page(0).and_then(|page| number(&map, page)), None);
+        for_each_type_there_is(|memory_type| {
+            let device = Device::new(memory_type)?;
+            let first = device.folio(0, 0, &mut Some(device.tag(1)?))?;
+            let second = device.folio(1, 0, &mut Some(device.tag(2)?))?;
+            let third = device.folio(2, 0, &mut None)?;
+            kunit_expect_eq!(device.number(first.page(0)), Some(1));
+            kunit_expect_eq!(device.number(second.page(0)), Some(2));
+            kunit_expect_eq!(device.number(third.page(0)), None);
 
-        // It stays with the caller if there is no folio for it.
-        let mut data = Some(tag(3, &nr_dropped)?);
-        kunit_expect_eq!(map.init_folio_with(1, 0, &mut data).err(), Some(EBUSY));
-        kunit_expect_eq!(data.as_ref().map(|tag| tag.number), Some(3));
-        kunit_expect_eq!(nr_dropped.load(Relaxed), 0);
+            // It stays with the caller if there is no folio for it.
+            let mut data = Some(device.tag(3)?);
+            kunit_expect_eq!(device.folio(1, 0, &mut data).err(), Some(EBUSY));
+            kunit_expect_eq!(data.as_ref().map(|tag| tag.number), Some(3));
+            kunit_expect_eq!(device.nr_dropped(), 0, "of type {memory_type:?}");
 
-        drop(first);
-        kunit_expect_eq!(nr_dropped.load(Relaxed), 1);
-        kunit_expect_eq!(second.page(0).and_then(|page| number(&map, page)), Some(2));
-        // Nothing is left of it for who has the page next.
-        let first = map.init_folio(0, 0)?.into_private()?;
-        kunit_expect_eq!(first.page(0).and_then(|page| number(&map, page)), None);
-        drop((first, second, third, data));
-        kunit_expect_eq!(nr_dropped.load(Relaxed), 3);
-        Ok(())
+            drop(first);
+            kunit_expect_eq!(device.nr_dropped(), 1, "of type {memory_type:?}");
+            kunit_expect_eq!(device.number(second.page(0)), Some(2));
+            // Nothing is left of it for who has the page next.
+            let first = device.folio(0, 0, &mut None)?;
+            kunit_expect_eq!(device.number(first.page(0)), None);
+            drop((first, second, third, data));
+            kunit_expect_eq!(device.nr_dropped(), 3, "of type {memory_type:?}");
+            Ok(())
+        })
     }
 
     #[test]
     fn each_part_of_a_folio_has_its_data() -> Result {
-        let nr_dropped = counter()?;
-        let map = memory()?;
+        for_each_type_there_is(|memory_type| {
+            let device = Device::new(memory_type)?;
+            split_and_unmap(&device, Some(device.tag(1)?))?;
+            kunit_expect_eq!(device.nr_dropped(), 1, "of type {memory_type:?}");
+            split_and_unmap(&device, None)?;
+            kunit_expect_eq!(device.nr_dropped(), 1, "of type {memory_type:?}");
+            let nr_split_off = device.nr_split_off.load(Relaxed);
+            kunit_expect_eq!(nr_split_off, 2 * (PMD_PAGES - 1), "of type {memory_type:?}");
+            Ok(())
+        })
+    }
+
+    /// Has a huge page of the device split, and its pages freed.
+    fn split_and_unmap(device: &Device, mut data: Option<Arc<Tag>>) -> Result {
+        let expected = data.as_ref().map(|tag| tag.number);
         let mut memory = huge_user_memory()?;
         let all = addresses(&memory, 0..PMD_PAGES);
         let mut buffer = MigrateBuffer::new(PMD_PAGES, GFP_KERNEL)?;
@@ -150,30 +200,29 @@ mod tests {
             let mmap = memory.mm().mmap_read_lock();
             let select = Select::system().compound();
             let mut pages = Collected::from_range(&mmap, all.clone(), select, &mut buffer)?;
-            let mut data = Some(tag(1, &nr_dropped)?);
-            let folio = map.init_folio_with(0, PMD_ORDER, &mut data)?;
-            pages.set_dst(0, folio.into_private()?)?;
+            pages.set_dst(0, device.folio(0, PMD_ORDER, &mut data)?)?;
             kunit_expect_eq!(pages.migrate().nr_migrated(), PMD_PAGES);
         }
         {
             // Whoever asks for small pages has it split.
             let mmap = memory.mm().mmap_read_lock();
-            let select = Select::device(map.owner());
+            let select = Select::device(device.map.owner());
             let pages = Collected::from_range(&mmap, all, select, &mut buffer)?;
-            let nr_with_data = (0..pages.len())
+            let nr_small = (0..pages.len())
                 .filter_map(|index| pages.source(index).page())
-                .filter(|page| page.folio().order() == 0 && number(&map, *page) == Some(1))
+                .filter(|page| page.folio().order() == 0)
+                .filter(|page| device.number(Some(*page)) == expected)
                 .count();
-            kunit_expect_eq!(nr_with_data, PMD_PAGES);
+            kunit_expect_eq!(nr_small, PMD_PAGES);
         }
 
-        // It is there until the last of them is gone.
+        // The data is there until the last of them is gone.
+        let nr_dropped = device.nr_dropped();
         memory.unmap(0..HALF * PAGE_SIZE)?;
-        kunit_expect_eq!(map.pages_in_use().count(), HALF);
-        kunit_expect_eq!(nr_dropped.load(Relaxed), 0);
+        kunit_expect_eq!(device.map.pages_in_use().count(), HALF);
+        kunit_expect_eq!(device.nr_dropped(), nr_dropped);
         memory.unmap(HALF * PAGE_SIZE..PMD_PAGES * PAGE_SIZE)?;
-        kunit_expect!(map.pages_in_use().next().is_none());
-        kunit_expect_eq!(nr_dropped.load(Relaxed), 1);
+        kunit_expect!(device.map.pages_in_use().next().is_none());
         Ok(())
     }
 }

@@ -508,7 +508,7 @@ mod tests {
 
         let mut is_migrated = false;
         for (nr, any_order) in [(1, 0), (2, ANY_ORDER)] {
-            let folio = raw::init_folio(device.map(), order);
+            let folio = raw::init_folio(device.map(), order)?;
             let select = SYSTEM | COMPOUND | any_order;
             is_migrated |= raw::migrate_first(&memory, nr_pages, select, folio, flags)?;
             kunit_expect_eq!(device.nr_freed(), nr << order);

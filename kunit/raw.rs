@@ -624,18 +624,11 @@ pub(crate) fn setup(memory: &UserMemory, start: usize, end: usize) -> Result {
     Ok(())
 }
 
-/// Hands out the first pages of a device, which must be free, as a folio of an order that
-/// [`PageMap::init_folio`] does not allow.
-pub(crate) fn init_folio<T: PageMapOps>(map: &PageMap<T>, order: u32) -> LockedFolio {
-    let page = RawPage::of_device(map, 0);
-    assert!(page.ref_count() == 0 && map.nr_pages() >= 1 << order);
-    let folio = page.folio();
-    // SAFETY: The pages are free, and the pagemap is alive. The folio has got a reference and is
-    // locked. Its contents are those that the memory has had before, which are no secret.
-    unsafe {
-        bindings::zone_device_folio_init(folio, bindings::page_pgmap(folio.cast()), order);
-        LockedFolio::from_raw(core::ptr::NonNull::new_unchecked(folio))
-    }
+/// Hands out the first pages of a device as a folio, with what the memory has had before.
+pub(crate) fn init_folio<T: PageMapOps>(map: &PageMap<T>, order: u32) -> Result<LockedFolio> {
+    let folio = map.init_folio(0, order)?;
+    // SAFETY: It is no secret.
+    Ok(unsafe { folio.assume_init() })
 }
 
 /// Migrates the first pages of user memory as a driver does that makes no distinction of size: an

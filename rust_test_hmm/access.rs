@@ -78,7 +78,7 @@ impl Buffer {
 /// What is behind pages of a device, looked up once for those of a folio.
 ///
 /// To be used while the pages are mapped in a mirror that is locked, as they cannot be freed then.
-struct Behind<'a> {
+struct FolioBacking<'a> {
     memory: &'a PageMapOwner<Chunk>,
     /// Page frame numbers of the folio.
     pfns: Range<usize>,
@@ -86,7 +86,7 @@ struct Behind<'a> {
     first: Option<(&'a OwnedFolio, usize)>,
 }
 
-impl<'a> Behind<'a> {
+impl<'a> FolioBacking<'a> {
     fn new(memory: &'a PageMapOwner<Chunk>) -> Self {
         Self {
             memory,
@@ -97,7 +97,7 @@ impl<'a> Behind<'a> {
 
     /// Returns the memory behind a page, and the index of the page there, if it is device-private
     /// memory of this device.
-    fn place(&mut self, page: FolioPage<'a>) -> Option<(&'a OwnedFolio, usize)> {
+    fn find(&mut self, page: FolioPage<'a>) -> Option<(&'a OwnedFolio, usize)> {
         if self.memory.memory_type() != MemoryType::Private {
             return None;
         }
@@ -108,7 +108,7 @@ impl<'a> Behind<'a> {
             self.pfns = start..start + folio.nr_pages();
             self.first = folio
                 .page(0)
-                .and_then(|page| Chunk::behind(self.memory, page));
+                .and_then(|page| Chunk::backing_of(self.memory, page));
         }
         let (folio, first) = self.first?;
         Some((folio, first + pfn - self.pfns.start))
@@ -116,7 +116,7 @@ impl<'a> Behind<'a> {
 
     /// Returns the page behind a page, if it is device-private memory of this device.
     fn page(&mut self, page: FolioPage<'a>) -> Option<FolioPage<'a>> {
-        let (folio, index) = self.place(page)?;
+        let (folio, index) = self.find(page)?;
         folio.page(index)
     }
 }
@@ -216,16 +216,18 @@ fn copy_from_pages(
 ) -> Result<usize> {
     let guard = space.mirror().lock();
     let memory = space.device().memory();
-    let mut behind = Behind::new(memory);
+    let mut backing = FolioBacking::new(memory);
     let mut len = 0;
     for mapping in guard.mapped(range) {
         let page = mapping.page();
-        let behind = behind.page(page);
-        if on_device == OnDevice::Required && behind.is_none() && memory.device_page(page).is_none()
+        let backing = backing.page(page);
+        if on_device == OnDevice::Required
+            && backing.is_none()
+            && memory.device_page(page).is_none()
         {
             break;
         }
-        match copy(behind.unwrap_or(page)) {
+        match copy(backing.unwrap_or(page)) {
             Err(EFAULT) => break,
             result => result?,
         }
@@ -314,14 +316,14 @@ fn copy_to_pages(
     mut copy: impl FnMut(Mapping<'_>, Option<(&OwnedFolio, usize)>) -> Result,
 ) -> Result<usize> {
     let guard = space.mirror().lock();
-    let mut behind = Behind::new(space.device().memory());
+    let mut backing = FolioBacking::new(space.device().memory());
     let mut len = 0;
     for mapping in guard.mapped(range) {
         if !mapping.is_writable() {
             break;
         }
         let page = mapping.page();
-        match copy(mapping, behind.place(page)) {
+        match copy(mapping, backing.find(page)) {
             Err(EFAULT) => break,
             result => result?,
         }

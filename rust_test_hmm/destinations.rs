@@ -101,12 +101,12 @@ pub(crate) fn set_dsts_in_system(
     while next < pages.len() {
         let index = next;
         next += 1;
-        let Some(order) = pages.order(index) else {
-            continue;
-        };
         if pages.source(index).is_hole() {
             continue;
         }
+        let Some(order) = pages.order(index) else {
+            continue;
+        };
         next = index + (1 << order);
         let fail = owner.is_some_and(Owner::take_fail_alloc);
         if !fail && set_dst_in_system(pages, memory, index, index, order)? {
@@ -157,7 +157,7 @@ fn set_dst_in_system(
             first.folio().page(page).ok_or(EINVAL)?
         }
     };
-    let from = match Chunk::behind(memory, from) {
+    let from = match Chunk::backing_of(memory, from) {
         Some((folio, at)) => folio.page(at).ok_or(EINVAL)?,
         None => from,
     };

@@ -422,7 +422,7 @@ impl Chunk {
 
     /// Returns the memory behind a page, and the index of the page there, if it is device-private
     /// memory of the given owner.
-    pub(crate) fn behind<'a>(
+    pub(crate) fn backing_of<'a>(
         memory: &PageMapOwner<Self>,
         page: FolioPage<'a>,
     ) -> Option<(&'a OwnedFolio, usize)> {

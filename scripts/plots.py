@@ -84,6 +84,8 @@ def draw_register(measured: bench.Measured) -> None:
         for row, costs in measured.rows.items()
         if row.operation == "register" and bench.is_usual(row)
     }
+    if not rows:  # recorded with a kernel without io_uring
+        return
     names = [f"{memory_type}, {bench.PAGE_SIZES[page_size]}" for memory_type, page_size in rows]
     # The program checks by a snapshot that it is so.
     stays = [memory_type == "generic" for memory_type, _ in rows]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What the system has at the beginning, and must have at the end.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,13 +25,17 @@ const SLACK_OF_KASAN: i64 = 128 << 10;
 /// For workers of the kernel to free what they have.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What may explain that less is available, though nothing is lost, in KB: what the page
+/// allocator keeps in reserve, for which settings of huge pages are a reason.
+const RESERVE: &str = "/proc/sys/vm/min_free_kbytes";
+
 /// What there is.
 #[derive(Debug)]
 pub struct Books {
+    /// KB, by the names in /proc/meminfo.
+    memory: BTreeMap<String, i64>,
     /// KB
-    available: i64,
-    /// KB of slab caches that cannot be reclaimed.
-    slab: i64,
+    reserve: i64,
     /// Pages that each device can hand out, where that is limited.
     free: Vec<usize>,
 }
@@ -49,7 +54,8 @@ impl Books {
         }
         // Also what that has freed.
         fs::write("/proc/sys/vm/drop_caches", "3")?;
-        Ok(Self { available: meminfo("MemAvailable")?, slab: meminfo("SUnreclaim")?, free })
+        let reserve = fs::read_to_string(RESERVE).context(RESERVE)?.trim().parse()?;
+        Ok(Self { memory: meminfo()?, reserve, free })
     }
 
     /// Fails unless all is there again, but for so many pages that were poisoned.
@@ -58,7 +64,7 @@ impl Books {
         let end = Instant::now() + PATIENCE;
         loop {
             let now = Self::open(ctx)?;
-            println!("{now:?}, at first {self:?}");
+            println!("{}", self.changes(&now));
             for (now, first) in now.free.iter().zip(&self.free) {
                 let lost = first.saturating_sub(*now);
                 // One bad page takes the whole huge page with it.
@@ -67,7 +73,8 @@ impl Books {
                     "{lost} pages of a device are lost"
                 );
             }
-            let (lost, grown) = (self.available - now.available, now.slab - self.slab);
+            let lost = self.of("MemAvailable")? - now.of("MemAvailable")?;
+            let grown = now.of("SUnreclaim")? - self.of("SUnreclaim")?;
             if lost <= slack && grown <= slack {
                 return Ok(());
             }
@@ -76,6 +83,25 @@ impl Books {
             }
             thread::sleep(Duration::from_secs(2));
         }
+    }
+
+    /// KB
+    fn of(&self, name: &str) -> Result<i64> {
+        match self.memory.get(name) {
+            Some(value) => Ok(*value),
+            None => fail!("no {name} in {MEMINFO}"),
+        }
+    }
+
+    /// For people: what has become more or less by over a MB.
+    fn changes(&self, now: &Self) -> String {
+        let of_memory = self.memory.iter().filter_map(|(name, before)| {
+            let change = now.memory.get(name)? - before;
+            (change.abs() > 1 << 10).then(|| format!("{name} {change:+} KB"))
+        });
+        let reserve = format!("kept in reserve {} KB, at first {}", now.reserve, self.reserve);
+        let free = format!("pages of devices {:?}, at first {:?}", now.free, self.free);
+        of_memory.chain([reserve, free]).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -105,16 +131,16 @@ fn pages_of(device: &Device) -> Result<usize> {
     Ok(count)
 }
 
-/// KB, by the name in /proc/meminfo.
-fn meminfo(name: &str) -> Result<i64> {
-    const FILE: &str = "/proc/meminfo";
-    let text = fs::read_to_string(FILE).context(FILE)?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let value = line.and_then(|line| line.split_whitespace().next());
-    match value {
-        Some(value) => Ok(value.parse()?),
-        None => fail!("no {name} in {FILE}"),
-    }
+const MEMINFO: &str = "/proc/meminfo";
+
+/// KB, by name; without numbers that are not in KB.
+fn meminfo() -> Result<BTreeMap<String, i64>> {
+    let text = fs::read_to_string(MEMINFO).context(MEMINFO)?;
+    let number = |line: &str| {
+        let (name, value) = line.strip_suffix(" kB")?.split_once(':')?;
+        Some((name.to_owned(), value.trim().parse().ok()?))
+    };
+    Ok(text.lines().filter_map(number).collect())
 }
 
 #[cfg(test)]
@@ -123,7 +149,23 @@ mod tests {
 
     #[test]
     fn numbers_of_meminfo() {
-        assert!(meminfo("MemTotal").unwrap() > meminfo("MemFree").unwrap());
-        assert!(meminfo("Mem").is_err());
+        let memory = meminfo().unwrap();
+        assert!(memory["MemTotal"] > memory["MemFree"]);
+        assert!(!memory.contains_key("Mem"));
+    }
+
+    #[test]
+    fn changes_are_named() {
+        let books = |available, reserve| Books {
+            memory: [("MemAvailable".into(), available), ("Percpu".into(), 7)].into(),
+            reserve,
+            free: vec![512],
+        };
+        assert_eq!(
+            books(9000, 100).changes(&books(5000, 200)),
+            "MemAvailable -4000 KB; kept in reserve 200 KB, at first 100; \
+             pages of devices [512], at first [512]"
+        );
+        assert!(books(1, 1).of("SUnreclaim").is_err());
     }
 }
