@@ -24,8 +24,13 @@ OF_GROWTH = ("to_device", "to_system", "device_read", "close")
 def draw_ratios(measured: bench.Measured) -> None:
     """Bars that end at how much the driver in C needs, of what the one in Rust does."""
     groups = bench.groups(measured.rows)
-    figure, panels = pyplot.subplots(1, len(groups), figsize=(3 * len(groups), 4), sharex=True, squeeze=False)
-    for panel, (memory_type, page_size) in zip(panels[0], groups, strict=True):
+    types = list(dict.fromkeys(memory_type for memory_type, _ in groups))
+    sizes = sorted({page_size for _, page_size in groups})
+    figure, panels = pyplot.subplots(
+        len(sizes), len(types), figsize=(3.5 * len(types), 3.5 * len(sizes)), sharex=True, squeeze=False
+    )
+    for memory_type, page_size in groups:
+        panel = panels[sizes.index(page_size), types.index(memory_type)]
         ratios = {
             row.operation: costs[guest.C_DRIVER].middle / costs[guest.RUST_DRIVER].middle
             for row, costs in measured.rows.items()

@@ -38,7 +38,7 @@ ROUNDS = {INSTRUCTIONS: 3, NANOSECONDS: 9}
 # With more it has got worse, and from there on it is listed.
 TOLERANCE = 0.02
 NOTEWORTHY = 0.005
-PAGE_SIZES = {4096: "4 KB", 2 << 20: "2 MB"}
+PAGE_SIZES = {4096: "4 KB", 64 << 10: "64 KB", 2 << 20: "2 MB"}
 
 
 class Row(NamedTuple):

@@ -5,26 +5,38 @@ use super::smaps::{self, Mapped};
 use crate::failure::Result;
 use crate::memory::Mapping;
 use crate::pages::{HUGE_PAGES, Pages};
-use crate::{ensure, ensure_eq};
+use crate::settings::LargeFolios;
+use crate::{ensure, ensure_eq, pagemap};
 
 /// By what memory is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageSize {
     /// By PTEs, of 4 KB.
     Small,
+    /// By PTEs, of folios of 64 KB.
+    Large,
     /// By PMDs, of 2 MB.
     Huge,
 }
 
 impl PageSize {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Small, Self::Huge];
+    pub const ALL: [Self; 3] = [Self::Small, Self::Large, Self::Huge];
 
     /// Pages of 4 KB that one is as large as.
     pub fn pages(self) -> usize {
         match self {
             Self::Small => 1,
+            Self::Large => LargeFolios::PAGES_OF_64_KB,
             Self::Huge => HUGE_PAGES,
+        }
+    }
+
+    /// What memory of this size needs for as long as there is some.
+    pub fn settings(self) -> Result<Option<LargeFolios>> {
+        match self {
+            Self::Large => LargeFolios::of_pages(self.pages()).map(Some),
+            Self::Small | Self::Huge => Ok(None),
         }
     }
 }
@@ -37,10 +49,11 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Maps memory and writes to it.
+    /// Maps memory and writes to it. The [settings](PageSize::settings) must be those of its size.
     pub fn new(page_size: PageSize, count: usize) -> Result<Self> {
         let mapping = match page_size {
             PageSize::Small => Mapping::small(count)?,
+            PageSize::Large => Mapping::anonymous(count)?,
             PageSize::Huge => Mapping::huge(count)?,
         };
         for page in 0..count {
@@ -56,6 +69,11 @@ impl Buffer {
         let resident = self.all().bytes();
         let huge = if self.page_size == PageSize::Huge { resident } else { 0 };
         ensure_eq!(smaps::mapped(self.all())?, Mapped { resident, huge });
+        if self.page_size == PageSize::Large {
+            let folio = self.page_size.pages();
+            let expected = self.all().count / folio * (folio - 1);
+            ensure_eq!(pagemap::tail_pages(self.all())?, expected, "pages of large folios");
+        }
         Ok(())
     }
 

@@ -21,7 +21,7 @@ const OPENINGS: usize = 64;
 /// What a snapshot says of the size of pages.
 fn size_bits(page_size: PageSize) -> u8 {
     match page_size {
-        PageSize::Small => 0,
+        PageSize::Small | PageSize::Large => 0,
         PageSize::Huge => prot::PMD,
     }
 }
@@ -93,13 +93,16 @@ impl Bench<'_> {
     pub fn page_sizes(&self) -> Result<Vec<PageSize>> {
         let mut sizes = Vec::new();
         for size in PageSize::ALL {
+            let _settings = size.settings()?;
             let memory = &Buffer::new(size, HUGE_PAGES)?;
             let data = &Buffer::new(PageSize::Small, HUGE_PAGES)?;
             let user = User { device: &self.open()?, memory, data };
             user.to_device()?;
             user.command(uapi::SNAPSHOT)?;
             // Larger pages are split where the device has none.
-            if data.first_byte() == self.on_device(size) {
+            let is_whole = data.first_byte() == self.on_device(size);
+            user.command(uapi::MIGRATE_TO_SYS)?;
+            if is_whole && memory.check().is_ok() {
                 sizes.push(size);
             }
         }
@@ -108,6 +111,7 @@ impl Bench<'_> {
 
     /// Everything that can be done with so many pages.
     pub fn one_file(&mut self, page_size: PageSize, pages: usize) -> Result {
+        let _settings = page_size.settings()?;
         let setup = Setup { page_size, pages, files: 1 };
         let data = &Buffer::new(page_size, pages)?;
         self.migrations_and_accesses(setup, data)?;
@@ -198,18 +202,20 @@ impl Bench<'_> {
         let registered = self
             .meter
             .measure("register", setup, || ring.register(memory.all()).context("io_uring"))?;
-        let place = match self.memory_type {
-            MemoryType::Generic => self.memory_type.local(),
-            MemoryType::Private | MemoryType::Coherent => 0,
-        };
         user.command(uapi::SNAPSHOT)?;
+        let stays = self.memory_type == MemoryType::Generic;
+        let place = if stays { self.memory_type.local() } else { 0 };
         data.check_snapshot(setup.pages, place | prot::WRITE | size_bits(setup.page_size))?;
         drop(registered);
+        if stays {
+            user.command(uapi::MIGRATE_TO_SYS)?;
+        }
         memory.check()
     }
 
     /// What one of several files costs that all have pages on the device.
     pub fn several_files(&mut self, page_size: PageSize, files: usize) -> Result {
+        let _settings = page_size.settings()?;
         let setup = Setup { page_size, pages: PAGES_OF_FILE, files };
         let data = &Buffer::new(page_size, PAGES_OF_FILE)?;
         let mut others = Vec::new();
