@@ -32,6 +32,7 @@ needs-torture := kernel vm program
 needs-bugs := kernel vm program dax
 needs-compare := kernel vm program dax
 needs-bench := kernel vm program
+needs-bench-core := kernel vm program
 needs-dax := kernel vm dax
 needs-sample := kernel vm
 needs-cargo-test := tree cargo-test
@@ -56,6 +57,7 @@ features-compare := dax
 features-dax := dax
 # As test-long has it, so that there is one record.
 features-bench := dax kunit sample
+features-bench-core := dax kunit sample
 features-sample := sample
 features-test := dax kunit sample
 features-test-long := dax kunit sample
@@ -77,7 +79,7 @@ kunit-arch := $(if $(ARCH),$(ARCH)-$(or $(PAGE_SIZE),4k))
 
 # An old verdict must not outlive a failure, not even one of what a target needs first.
 targets-with-results := run test test-long hmm-tests kselftest kunit selftests defects torture compare bugs dax \
-	sample check check-drivers cargo-test clippy rustdoc test-deps bench
+	sample check check-drivers cargo-test clippy rustdoc test-deps bench bench-core
 old-verdicts := $(patsubst %,build/results/%$(if $(KCONFIG),-$(KCONFIG))$(kunit-arch:%=-%)/summary.json, \
 	$(filter $(targets-with-results),$(MAKECMDGOALS)))
 ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),) # not for make -n
@@ -111,6 +113,7 @@ help:
 	@echo 'make dax            device-dax and fs-dax do not change: DRIVERS=... FILTER="parts of names"'
 	@echo 'make bench          what operations of both drivers cost, compared with COMPARE=bench.json:'
 	@echo '                    TYPES=... UNIT=instructions|nanoseconds RECORD=yes'
+	@echo 'make bench-core     what the series adds to core mm: the driver of v7.3 on both kernels'
 	@echo 'make plots          docs/bench-*.svg and .png from scripts/bench-record.json'
 	@echo 'make sample         a driver in Rust of a PCI device of QEMU'"'"'s: samples/rust/rust_svm;'
 	@echo '                    FILTER="parts of names"'
@@ -142,7 +145,7 @@ kernel-base: tree
 debug-kernel kcsan-kernel: tree
 	@scripts/kernel $(@:-kernel=)
 
-.PHONY: vm hmm-tests compare bugs dax sample kunit selftests defects torture cargo-test bench kselftest bisect
+.PHONY: vm hmm-tests compare bugs dax sample kunit selftests defects torture cargo-test bench bench-core kselftest bisect
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
@@ -187,6 +190,9 @@ sample: $(kernel-target)
 bench: kernel
 	@scripts/bench.py $(if $(TYPES),--types '$(TYPES)') $(if $(UNIT),--unit '$(UNIT)') \
 		$(if $(COMPARE),--compare '$(COMPARE)') $(if $(RECORD),--record)
+
+bench-core: kernel kernel-base
+	@scripts/bench_core.py
 
 # test_hmm as a module, and built into a kernel of its own.
 kselftest: kernel

@@ -40,6 +40,7 @@ LONG_PARTS = (
     "defects",
     # On any machine, what is recorded.
     "bench UNIT=instructions",
+    "bench-core",
     "kunit KCONFIG=debug",
     "compare KCONFIG=debug",
     "selftests KCONFIG=debug",

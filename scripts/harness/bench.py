@@ -87,33 +87,45 @@ def tools() -> dict[str, str]:
     return found | {"features": " ".join(features.read_text().split()) if features.exists() else ""}
 
 
+def measures(
+    memory_type: str, counting: bool, pages: Sequence[int], rounds: int, files: Sequence[int] = ()
+) -> str:
+    """The command that measures the driver that is loaded."""
+    # It is hardly ever interrupted by what it does not wait for.
+    program = ["nice", "-n", "-20", str(selftests.build().with_name("hmm-bench")), "--type", memory_type]
+    sizes = ["--pages", ",".join(map(str, pages)), "--rounds", str(rounds)]
+    opened = ["--files", ",".join(map(str, files))] if files else []
+    return shlex.join([*program, *sizes, *opened]) + (" --idle $idle" if counting else "")
+
+
+def beside_idle(commands: Iterable[str], counting: bool) -> str:
+    """Runs commands one after the other, until one fails."""
+    lines = [f"(\n{command}\n) || exit" for command in commands]
+    if counting:
+        # It runs when nothing else does, so that the clock only goes on by instructions.
+        idle = ["chrt --idle 0 sh -c 'while :; do :; done' &", "idle=$!"]
+        lines = [*idle, *lines, "kill $idle"]
+    return "\n".join(lines)
+
+
 def commands(memory_type: str, counting: bool) -> str:
     """What runs in the VM."""
     rounds = ROUNDS[INSTRUCTIONS if counting else NANOSECONDS]
-    # It is hardly ever interrupted by what it does not wait for.
-    program = ["nice", "-n", "-20", str(selftests.build().with_name("hmm-bench")), "--type", memory_type]
-
-    def measures(pages: Sequence[int], times: int, files: Sequence[int] = ()) -> str:
-        sizes = ["--pages", ",".join(map(str, pages)), "--rounds", str(times)]
-        opened = ["--files", ",".join(map(str, files))] if files else []
-        idle = " --idle $idle" if counting else ""
-        return shlex.join([*program, *sizes, *opened]) + idle
-
-    usual = measures([PAGES], rounds)
+    usual = measures(memory_type, counting, [PAGES], rounds)
     # Once where it takes long: more of the same matters less there.
     *small, large = (pages for pages in GROWTH_PAGES if pages != PAGES)
-    growth = f"{measures(small, rounds)} && {measures([large], 1, GROWTH_FILES)}"
-    lines = []
-    if counting:
-        # It runs when nothing else does, so that the clock only goes on by instructions.
-        lines = ["chrt --idle 0 sh -c 'while :; do :; done' &", "idle=$!"]
+    growth = [
+        measures(memory_type, counting, small, rounds),
+        measures(memory_type, counting, [large], 1, GROWTH_FILES),
+    ]
+    parts = []
     for number, driver in enumerate([*guest.DRIVERS, *reversed(guest.DRIVERS)]):
         run = Run(SOURCE, "series", driver, memory_type)
-        command = f"{growth} && {usual}" if number < len(guest.DRIVERS) else usual
+        measured = [*growth, usual] if number < len(guest.DRIVERS) else [usual]
         # As little as can be is left of what was measured before.
-        lines.append("echo 3 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/vm/compact_memory")
-        lines.append(f"(\n{guest.with_driver(run, command)}\n) || exit")
-    return "\n".join([*lines, *(["kill $idle"] if counting else [])])
+        clean = "echo 3 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/vm/compact_memory"
+        parts.append(f"{clean}\n{guest.with_driver(run, ' && '.join(measured))}")
+    return beside_idle(parts, counting)
 
 
 def parse(lines: Iterable[str]) -> Rows:
