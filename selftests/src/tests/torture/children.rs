@@ -94,7 +94,9 @@ fn join(actor: &mut Actor) -> Result<Attempt> {
         return Ok(Err(Errno::ECHILD));
     };
     if let Some(signal) = child.join_or_killed()? {
-        ensure!(signal == Signal::SIGKILL || signals.contains(&signal), "killed by {signal}");
+        let is_expected = signal == Signal::SIGKILL || signals.contains(&signal);
+        let journal = actor.slot.journal();
+        ensure!(is_expected || journal.may_kill(signal), "killed by {signal}");
     }
     Ok(Ok(()))
 }
