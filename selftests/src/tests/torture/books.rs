@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use crate::device::Device;
 use crate::failure::{Context as _, Result};
 use crate::memory::Mapping;
-use crate::pages::HUGE_PAGES;
+use crate::pages::{HUGE_PAGES, PAGE_SIZE};
 use crate::tests::Context;
 use crate::uapi::MemoryType;
 use crate::{ensure, fail};
@@ -55,7 +55,9 @@ impl Books {
         // Also what that has freed.
         fs::write("/proc/sys/vm/drop_caches", "3")?;
         let reserve = fs::read_to_string(RESERVE).context(RESERVE)?.trim().parse()?;
-        Ok(Self { memory: meminfo()?, reserve, free })
+        let mut memory = meminfo()?;
+        memory.insert(ON_LISTS.into(), pages_on_lists()? * (PAGE_SIZE >> 10) as i64);
+        Ok(Self { memory, reserve, free })
     }
 
     /// Fails unless all is there again, but for so many pages that were poisoned.
@@ -73,7 +75,7 @@ impl Books {
                     "{lost} pages of a device are lost"
                 );
             }
-            let lost = self.of("MemAvailable")? - now.of("MemAvailable")?;
+            let lost = self.available()? - now.available()?;
             let grown = now.of("SUnreclaim")? - self.of("SUnreclaim")?;
             if lost <= slack && grown <= slack {
                 return Ok(());
@@ -83,6 +85,11 @@ impl Books {
             }
             thread::sleep(Duration::from_secs(2));
         }
+    }
+
+    /// KB, those on the lists of each CPU included, which do not count as free.
+    fn available(&self) -> Result<i64> {
+        Ok(self.of("MemAvailable")? + self.of(ON_LISTS)?)
     }
 
     /// KB
@@ -131,6 +138,16 @@ fn pages_of(device: &Device) -> Result<usize> {
     Ok(count)
 }
 
+/// Free pages that each CPU has for itself: there can be tens of MB.
+fn pages_on_lists() -> Result<i64> {
+    let text = fs::read_to_string(ZONES).context(ZONES)?;
+    let counts = text.lines().filter_map(|line| line.trim_start().strip_prefix("count:"));
+    let counts = counts.map(|count| count.trim().parse::<i64>());
+    counts.sum::<Result<i64, _>>().context(ZONES)
+}
+
+const ON_LISTS: &str = "free on lists of CPUs";
+const ZONES: &str = "/proc/zoneinfo";
 const MEMINFO: &str = "/proc/meminfo";
 
 /// KB, by name; without numbers that are not in KB.
@@ -152,12 +169,13 @@ mod tests {
         let memory = meminfo().unwrap();
         assert!(memory["MemTotal"] > memory["MemFree"]);
         assert!(!memory.contains_key("Mem"));
+        assert!(pages_on_lists().unwrap() >= 0);
     }
 
     #[test]
     fn changes_are_named() {
         let books = |available, reserve| Books {
-            memory: [("MemAvailable".into(), available), ("Percpu".into(), 7)].into(),
+            memory: [("MemAvailable".into(), available), (ON_LISTS.into(), 7)].into(),
             reserve,
             free: vec![512],
         };
@@ -166,6 +184,7 @@ mod tests {
             "MemAvailable -4000 KB; kept in reserve 200 KB, at first 100; \
              pages of devices [512], at first [512]"
         );
+        assert_eq!(books(9000, 100).available(), Ok(9007));
         assert!(books(1, 1).of("SUnreclaim").is_err());
     }
 }
