@@ -69,11 +69,12 @@ def table(base: dict[bench.Row, float], series: dict[bench.Row, float], run: Run
     """Both, a page each; adds a test for each operation to run."""
     text = f"{'instructions a page, by pages of':<40}{'v7.3':>10}{'patched':>10}\n"
     for row, before in base.items():
+        name = f"{row.operation} {bench.PAGE_SIZES[row.page_size]}"
         if row not in series:
+            run.tests.append(Test(name, Outcome.NOT_RUN, detail=["only on the unpatched kernel"]))
             continue
         now = series[row]
         change = now / before - 1
-        name = f"{row.operation} {bench.PAGE_SIZES[row.page_size]}"
         pages = row.pages or 1
         text += f"{name:<40}{before / pages:>10.0f}{now / pages:>10.0f}{change:>+10.1%}"
         text += "  more\n" if change > NOTEWORTHY else "\n"

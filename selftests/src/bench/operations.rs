@@ -191,7 +191,7 @@ impl Bench<'_> {
     /// Has `io_uring` pin what is on the device. Generic memory stays there.
     fn register(&mut self, setup: Setup, data: &Buffer) -> Result {
         let ring = match Ring::new() {
-            // The unpatched kernel is built without.
+            // The kernel has none.
             Err(Failure::Skipped(_)) => return Ok(()),
             ring => ring?,
         };
