@@ -146,24 +146,23 @@ fn torture(ctx: &mut Context, journal: &Journal) -> Result {
                 continue;
             }
             let old = std::mem::replace(worker, start(number)?);
-            finish(old, journal, is_killed).context(format!("worker {number}"))?;
+            finish(old, is_killed).context(format!("worker {number}"))?;
         }
     }
     for worker in workers {
-        finish(worker, journal, chance.bool())?;
+        finish(worker, chance.bool())?;
     }
     nobody_is_left()
 }
 
 /// Ends a worker, or waits for it to end.
-fn finish(worker: Worker, journal: &Journal, is_killed: bool) -> Result {
+fn finish(worker: Worker, is_killed: bool) -> Result {
     if is_killed {
         return worker.kill();
     }
     match worker.join()? {
         // By a memory cgroup.
         None | Some(Signal::SIGKILL) => Ok(()),
-        Some(signal) if journal.may_kill(signal) => Ok(()),
         Some(signal) => Err(Failure::failed(format!("killed by {signal}"))),
     }
 }

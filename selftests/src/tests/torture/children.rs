@@ -72,7 +72,8 @@ pub struct Started {
     signals: &'static [Signal],
 }
 
-fn start<'a>(
+/// Forks a child that does something, and may be killed by these signals for it.
+pub fn start<'a>(
     actor: &mut Actor<'a>,
     signals: &'static [Signal],
     body: impl FnOnce(&mut Actor<'a>) -> Result,
@@ -94,9 +95,7 @@ fn join(actor: &mut Actor) -> Result<Attempt> {
         return Ok(Err(Errno::ECHILD));
     };
     if let Some(signal) = child.join_or_killed()? {
-        let is_expected = signal == Signal::SIGKILL || signals.contains(&signal);
-        let journal = actor.slot.journal();
-        ensure!(is_expected || journal.may_kill(signal), "killed by {signal}");
+        ensure!(signal == Signal::SIGKILL || signals.contains(&signal), "killed by {signal}");
     }
     Ok(Ok(()))
 }

@@ -3,8 +3,6 @@
 
 use std::ops::Range;
 
-use nix::sys::signal::Signal;
-
 use crate::failure::Result;
 use crate::memory::Mapping;
 
@@ -62,12 +60,6 @@ impl Journal {
         let poisoned = self.poisoned();
         self.slots.write(0, POISONED, poisoned + 1);
         poisoned < MOST_POISONED
-    }
-
-    /// Whether a process may have been killed by a signal for a page that was poisoned, as it had
-    /// written to that, or it was one of a device.
-    pub fn may_kill(&self, signal: Signal) -> bool {
-        signal == Signal::SIGBUS && self.poisoned() > 0
     }
 
     /// About how many pages were poisoned, or tried to.

@@ -7,8 +7,10 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags};
+use nix::sys::signal::Signal;
 
 use super::actor::{Actor, Attempt, Operation};
+use super::children;
 use crate::failure::Result;
 use crate::pages::PAGE_SIZE;
 use crate::{ensure, pattern};
@@ -127,14 +129,19 @@ fn advise(actor: &mut Actor) -> Result<Attempt> {
     Ok(actor.scene.arena.advise(range, advice))
 }
 
-/// Has a page taken for broken, or about to break. Few times: the system loses it.
+/// Has a page taken for broken, or about to break. Few times: the system loses it. By a child, as
+/// who asks for it is killed if the page was written to, or is one of a device.
 fn poison(actor: &mut Actor) -> Result<Attempt> {
     let advice = actor.pick(&[libc::MADV_HWPOISON, libc::MADV_SOFT_OFFLINE]);
     let page = actor.range().start;
     if !actor.slot.journal().may_poison() {
         return Ok(Err(Errno::EAGAIN));
     }
-    Ok(actor.scene.arena.advise(page..page + 1, advice))
+    children::start(actor, &[Signal::SIGBUS], |actor| {
+        // It may fail.
+        let _ = actor.scene.arena.advise(page..page + 1, advice);
+        Ok(())
+    })
 }
 
 fn lock(actor: &mut Actor) -> Result<Attempt> {
