@@ -130,6 +130,46 @@ class Memory(unittest.TestCase):
         self.assertGreater(vm.available_mb(), 0)
 
 
+class Accelerator(unittest.TestCase):
+    """What becomes of KVM, by a program in QEMU's place."""
+
+    def setUp(self) -> None:
+        self.folder = folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        image = folder / "modules/lib/modules/7.3-series/vmlinuz"
+        image.parent.mkdir(parents=True)
+        image.touch()
+        self.qemu = folder / "qemu-system-x86_64"
+        self.booted = folder / "booted"
+        env = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+        for name, value in (("BUILD", folder), ("KVM_TIMEOUT", 2)):
+            self.enterContext(mock.patch.object(vm, name, value))
+        self.enterContext(mock.patch.object(vm, "environment", return_value=env))
+        self.enterContext(mock.patch.object(os, "access", return_value=True))
+
+    def found(self, script: str) -> str:
+        self.qemu.write_text(f"#!/bin/bash\necho >>{self.booted}\n{script}\n")
+        self.qemu.chmod(0o755)
+        with contextlib.redirect_stderr(io.StringIO()):
+            return vm.accelerator.__wrapped__()
+
+    def test_a_kernel_boots(self) -> None:
+        panic = "echo 'Kernel panic - not syncing: VFS: Unable to mount root fs'"
+        self.assertEqual(self.found(panic), "kvm")
+
+    def test_no_kvm(self) -> None:
+        self.assertEqual(self.found("exit 1"), "tcg")
+
+    def test_a_kernel_hangs(self) -> None:
+        self.assertEqual(self.found("echo 'Booting from ROM..'; exec sleep 60"), "tcg")
+
+    def test_it_is_asked_once_after_a_boot(self) -> None:
+        for _ in range(2):
+            self.assertEqual(self.found("exit 1"), "tcg")
+        self.assertEqual(len(self.booted.read_text().splitlines()), 1)
+        (self.folder / "accelerator").write_text("another-boot kvm\n")
+        self.assertEqual(self.found("exit 1"), "tcg")
+
+
 class Progress(unittest.TestCase):
     def test_what_hmm_tests_print(self) -> None:
         run = Run("series", "series")
