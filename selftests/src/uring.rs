@@ -53,6 +53,11 @@ pub struct RegisteredBuffer<'a> {
 }
 
 impl RegisteredBuffer<'_> {
+    /// What was registered.
+    pub fn pages(&self) -> Pages {
+        self.pages
+    }
+
     /// Writes all of the buffer to the beginning of a file.
     pub fn write_to(&self, file: &File) -> Result {
         let (file, addr, len) = self.arguments(file);

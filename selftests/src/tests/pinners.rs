@@ -18,6 +18,7 @@ use crate::uapi::prot;
 use crate::vfio::{Container, DeviceAccess, TRANSFER};
 use crate::{ensure, ensure_eq, ensure_errno, fail, pagemap, pattern, test};
 
+mod registered;
 mod uring;
 
 use uring::{uring, uring_huge, uring_killed, uring_memlock};
