@@ -25,12 +25,12 @@ needs-vm := kernel vm
 needs-hmm-tests := kernel vm
 needs-kunit := $(if $(filter arm64,$(ARCH)),arm64,kernel vm)
 needs-deps := $(filter arm64,$(ARCH))
-needs-run := kernel vm program
-needs-selftests := kernel vm program
-needs-defects := kernel vm program
+needs-run := kernel vm program rdma
+needs-selftests := kernel vm program rdma
+needs-defects := kernel vm program rdma
 needs-torture := kernel vm program
-needs-bugs := kernel vm program dax
-needs-compare := kernel vm program dax
+needs-bugs := kernel vm program rdma dax
+needs-compare := kernel vm program rdma dax
 needs-bench := kernel vm program
 needs-bench-core := kernel vm program
 needs-dax := kernel vm dax
@@ -43,7 +43,7 @@ needs-check-drivers := sparse
 needs-clippy := lint
 needs-rustdoc := lint
 needs-test-deps := chroots
-needs-test := kernel vm program dax cargo-test check sparse lint
+needs-test := kernel vm program rdma dax cargo-test check sparse lint
 # Everything, for the other targets.
 groups := $(sort $(foreach goal,$(MAKECMDGOALS),$(needs-$(goal))))
 

@@ -15,6 +15,8 @@ from harness.results import Run
 TYPES = hmm_tests.TYPES["series"]
 SOURCE = "selftests"  # of the tests of a run
 TIMEOUT = 900  # seconds for all tests of a type
+# In the guest, for those who pin.
+PREPARE = ("bind-vfio", "make-disk", "make-rdma-link")
 
 
 @functools.cache
@@ -40,6 +42,6 @@ def run_tests(
         all_arguments += ["--timeout-factor", str(guest.DEBUG_TIMEOUT_FACTOR)]
     print(f"==> hmm-selftests: {run.name}", file=sys.stderr)
     command = shlex.join([str(build()), *all_arguments])
-    prepare = [shlex.quote(str(SCRIPTS / "guest" / script)) for script in ("bind-vfio", "make-disk")]
-    commands = "\n".join([*(f"{script} || exit" for script in prepare), guest.with_driver(run, command)])
+    prepare = [f"{shlex.quote(str(SCRIPTS / 'guest' / script))} || exit" for script in PREPARE]
+    commands = "\n".join([*prepare, guest.with_driver(run, command)])
     guest.run_ktap(run, commands, results / run.name, timeout, options, vm.VFIO_DEVICES)

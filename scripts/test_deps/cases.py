@@ -48,6 +48,13 @@ echo quit | timeout 60 qemu-system-x86_64 -machine q35,accel=tcg -S -nodefaults 
 "$build/venv/bin/vng" --version
 """
 
+# What makes an RDMA device, and what uses it.
+RDMA_WORKS = r"""
+set -e
+rdma -V
+python3 -c 'import ctypes; ctypes.CDLL("libibverbs.so.1")'
+ls /usr/lib/*/libibverbs/librxe-*.so
+"""
 
 Body = Callable[[Chroot], None]
 
@@ -110,6 +117,7 @@ def everything_works(chroot: Chroot) -> None:
     """Of what make run needs."""
     chroot.good(TOOLS_WORK)
     chroot.good(QEMU_WORKS)
+    chroot.good(RDMA_WORKS)
 
 
 @case("bookworm")

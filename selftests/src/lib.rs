@@ -22,6 +22,7 @@ pub mod module;
 pub mod pagemap;
 pub mod pins;
 pub mod process;
+pub mod rdma;
 pub mod settings;
 pub mod uring;
 pub mod userfault;

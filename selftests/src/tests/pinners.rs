@@ -18,9 +18,11 @@ use crate::uapi::prot;
 use crate::vfio::{Container, DeviceAccess, TRANSFER};
 use crate::{ensure, ensure_eq, ensure_errno, fail, pagemap, pattern, test};
 
+mod rdma;
 mod registered;
 mod uring;
 
+use rdma::{rdma, rdma_huge, rdma_killed, rdma_memlock};
 use uring::{uring, uring_huge, uring_killed, uring_memlock};
 
 /// The group's tests.
@@ -29,6 +31,10 @@ pub const TESTS: &[Test] = &[
     test!(uring_huge).except(NO_EBUSY),
     test!(uring_killed).except(NO_EBUSY),
     test!(uring_memlock).except(NO_EBUSY),
+    test!(rdma).except(NO_EBUSY),
+    test!(rdma_huge).except(NO_EBUSY),
+    test!(rdma_killed).except(NO_EBUSY),
+    test!(rdma_memlock).except(NO_EBUSY),
     test!(vfio),
     test!(vfio_dma),
     test!(iommufd),
