@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -51,15 +52,16 @@ def boot(
     options: Iterable[str] = (),
     qemu: Sequence[str] = (),
     counting: bool = False,
+    stdin: int = subprocess.DEVNULL,
 ) -> tuple[vm.Result, list[str]]:
     """Boots a VM for the commands, with more options of the kernel's and of QEMU's,
-    or with a clock that counts instructions.
+    with a clock that counts instructions, or with something to read.
 
     Fills in what run says of the whole; returns the VM's result, and the lines printed.
     """
     console = folder / "console.log"
     script = f"exec 2>&1\n{commands}"
-    result = vm.run(run.kernel, script, console, timeout, on_line, options, qemu, counting)
+    result = vm.run(run.kernel, script, console, timeout, on_line, options, qemu, counting, stdin)
     print(f"\r    {run.name}: done in {result.seconds:.0f} s" + " " * 20, file=sys.stderr)
     output = [line for _, line in result.lines]
     (folder / "output").write_text("\n".join(output) + "\n", encoding="utf-8")

@@ -249,17 +249,21 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             pass
 
 
-def ask_where_it_hangs(process: subprocess.Popen[bytes], monitor: Path) -> None:
-    """Has the guest panic, with a backtrace of each CPU, even if none takes interrupts."""
-    shell = [find_tool("qmp-shell"), str(monitor)]
-    asked = subprocess.run(
-        ["timeout", str(LAST_WORDS_TIMEOUT), *shell],
-        input=b"inject-nmi\n",
+def ask(monitor: Path, commands: Iterable[str], *options: str) -> subprocess.CompletedProcess[str]:
+    """Gives commands to QEMU by a socket of its monitor, with options of qmp-shell."""
+    return subprocess.run(
+        ["timeout", str(LAST_WORDS_TIMEOUT), find_tool("qmp-shell"), *options, str(monitor)],
+        input="".join(f"{command}\n" for command in commands),
         capture_output=True,
+        text=True,
         check=False,
         env=environment(),
     )
-    if asked.returncode:
+
+
+def ask_where_it_hangs(process: subprocess.Popen[bytes], monitor: Path) -> None:
+    """Has the guest panic, with a backtrace of each CPU, even if none takes interrupts."""
+    if ask(monitor, ["inject-nmi"]).returncode:
         print("    QEMU does not answer", file=sys.stderr)
         return
     try:
@@ -325,11 +329,12 @@ def run(
     options: Iterable[str] = (),
     qemu: Sequence[str] = (),
     counting: bool = False,
+    stdin: int = subprocess.DEVNULL,
 ) -> Result:
     """Runs a shell command in a VM; calls on_line(seconds, line) as it prints.
 
     options are for the kernel's command line, qemu's for that of QEMU. A VM that counts
-    has a clock of instructions.
+    has a clock of instructions. stdin is what the command reads.
     """
     at_once()
     console_log.parent.mkdir(parents=True, exist_ok=True)
@@ -347,7 +352,7 @@ def run(
         argv = [*vng_command(flavour, options, qemu, counting), "--exec", execute]
         process = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=console,
             env=environment(),
