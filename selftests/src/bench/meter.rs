@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Measured times.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_getcpuclockid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getppid};
 
 use super::buffer::PageSize;
 use crate::device::Driver;
+use crate::ensure;
 use crate::failure::{Context, Result};
 use crate::pages::PAGE_SIZE;
 use crate::uapi::MemoryType;
@@ -39,17 +41,36 @@ pub struct Meter {
     rows: Vec<Row>,
     /// Of a process.
     idle: Option<ClockId>,
+    /// Whether somebody else looks at each operation.
+    pub pauses: bool,
 }
 
 impl Meter {
     /// Collects no time in which a process ran that runs when no other has anything to do.
     pub fn without(idle: Pid) -> Result<Self> {
         let idle = clock_getcpuclockid(idle).context("the process that runs when idle")?;
-        Ok(Self { rows: Vec::new(), idle: Some(idle) })
+        Ok(Self { idle: Some(idle), ..Self::default() })
     }
 
     fn idle_time(&self) -> Result<Duration, Errno> {
         self.idle.map_or(Ok(Duration::ZERO), |clock| Ok(clock.now()?.into()))
+    }
+
+    /// Says where it is, and waits until whoever looks at the operation is ready.
+    fn pause(&self, place: &str, operation: &str, setup: Setup) -> Result {
+        if self.pauses {
+            let Setup { page_size, pages, files } = setup;
+            println!("{place} {operation} {} {pages} {files}", page_size.pages() * PAGE_SIZE);
+            ensure!(io::stdin().read_line(&mut String::new())? > 0, "standard input has ended");
+        }
+        Ok(())
+    }
+
+    /// Makes a system call that nothing else makes, for a trace to show where the operation is.
+    fn mark(&self) {
+        if self.pauses {
+            let _ = getppid();
+        }
     }
 
     /// Does an operation and notes how long it takes.
@@ -59,11 +80,15 @@ impl Meter {
         setup: Setup,
         work: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
+        self.pause("begin", operation, setup)?;
         let idle = self.idle_time()?;
         let start = Instant::now();
+        self.mark();
         let value = work().context(operation)?;
+        self.mark();
         let elapsed = start.elapsed();
         let elapsed = elapsed.saturating_sub(self.idle_time()? - idle).as_nanos();
+        self.pause("end", operation, setup)?;
         match self.rows.iter_mut().find(|row| (row.operation, row.setup) == (operation, setup)) {
             Some(row) => row.elapsed.push(elapsed),
             None => self.rows.push(Row { operation, setup, elapsed: vec![elapsed] }),

@@ -49,6 +49,12 @@ struct Options {
     #[arg(long, value_name = "PID")]
     idle: Option<i32>,
 
+    /// Before and after each operation, print "begin" or "end", the operation, the size of the
+    /// pages in bytes, how many and of how many files, and wait for a line; right before and right
+    /// after it, call getppid, which nothing else does
+    #[arg(long)]
+    pause: bool,
+
     /// Folder of the device nodes
     #[arg(long, value_name = "FOLDER", default_value = "/dev")]
     device_dir: PathBuf,
@@ -81,9 +87,10 @@ fn run(options: &Options) -> Result {
     };
     // The program is not to be read from its file while something is measured.
     mlockall(MlockAllFlags::MCL_CURRENT).context("mlockall")?;
-    let meter = options
+    let mut meter = options
         .idle
         .map_or_else(|| Ok(Meter::default()), |pid| Meter::without(Pid::from_raw(pid)))?;
+    meter.pauses = options.pause;
     let mut bench = Bench { memory_type, node, meter };
     let sizes = bench.page_sizes()?;
     for _ in 0..options.rounds {
