@@ -33,6 +33,7 @@ needs-bugs := kernel vm program rdma dax
 needs-compare := kernel vm program rdma dax
 needs-bench := kernel vm program
 needs-bench-core := kernel vm program
+needs-bench-shares := kernel vm program
 needs-dax := kernel vm dax
 needs-sample := kernel vm
 needs-cargo-test := tree cargo-test
@@ -58,6 +59,7 @@ features-dax := dax
 # As test-long has it, so that there is one record.
 features-bench := dax kunit sample
 features-bench-core := dax kunit sample
+features-bench-shares := dax kunit sample
 features-sample := sample
 features-test := dax kunit sample
 features-test-long := dax kunit sample
@@ -79,7 +81,7 @@ kunit-arch := $(if $(ARCH),$(ARCH)-$(or $(PAGE_SIZE),4k))
 
 # An old verdict must not outlive a failure, not even one of what a target needs first.
 targets-with-results := run test test-long hmm-tests kselftest kunit selftests defects torture compare bugs dax \
-	sample check check-drivers cargo-test clippy rustdoc test-deps bench bench-core
+	sample check check-drivers cargo-test clippy rustdoc test-deps bench bench-core bench-shares
 old-verdicts := $(patsubst %,build/results/%$(if $(KCONFIG),-$(KCONFIG))$(kunit-arch:%=-%)/summary.json, \
 	$(filter $(targets-with-results),$(MAKECMDGOALS)))
 ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),) # not for make -n
@@ -114,7 +116,9 @@ help:
 	@echo 'make bench          what operations of both drivers cost, compared with COMPARE=bench.json:'
 	@echo '                    TYPES=... UNIT=instructions|nanoseconds RECORD=yes'
 	@echo 'make bench-core     what the series adds to core mm: the driver of v7.3 on both kernels'
-	@echo 'make plots          docs/bench-*.svg and .png from scripts/bench-record.json'
+	@echo 'make bench-shares   where the instructions of an operation go, and by FUNCTIONS=yes in which'
+	@echo '                    functions: TYPE=private|coherent|generic RECORD=yes'
+	@echo 'make plots          docs/bench-*.svg and .png from scripts/bench-*record.json'
 	@echo 'make sample         a driver in Rust of a PCI device of QEMU'"'"'s: samples/rust/rust_svm;'
 	@echo '                    FILTER="parts of names"'
 	@echo 'make kselftest      the kernel tree'"'"'s own way to run hmm-tests, on test_hmm built in as well'
@@ -145,7 +149,7 @@ kernel-base: tree
 debug-kernel kcsan-kernel: tree
 	@scripts/kernel $(@:-kernel=)
 
-.PHONY: vm hmm-tests compare bugs dax sample kunit selftests defects torture cargo-test bench bench-core kselftest bisect
+.PHONY: vm hmm-tests compare bugs dax sample kunit selftests defects torture cargo-test bench bench-core bench-shares kselftest bisect
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
@@ -194,6 +198,11 @@ bench: kernel
 bench-core: kernel kernel-base
 	@scripts/bench_core.py
 
+# RECORD=yes writes scripts/bench-shares-record.json.
+bench-shares: kernel
+	@scripts/bench_shares.py $(if $(TYPE),--type '$(TYPE)') $(if $(FUNCTIONS),--functions) \
+		$(if $(RECORD),--record)
+
 # test_hmm as a module, and built into a kernel of its own.
 kselftest: kernel
 	@scripts/kernel kselftest
@@ -220,7 +229,7 @@ export:
 mbox: tree
 	@scripts/groups.py mbox $(if $(GROUP),'$(GROUP)')
 
-# Of what RECORD=yes of bench wrote.
+# Of what RECORD=yes of bench and bench-shares wrote.
 plots: tree
 	@build/venv/bin/python3 scripts/plots.py
 

@@ -1,4 +1,5 @@
-"""Draws docs/bench-ratios, -growth and -register, SVG and PNG, of what `make bench` recorded.
+"""Draws docs/bench-ratios, -growth, -register and -shares, SVG and PNG, of what `make bench` and
+`make bench-shares` recorded.
 
 The same file gives the same plots, so that they only change when the record does. To be
 run by the Python of build/venv, as `make plots` does.
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
-from harness import bench, guest, target
+from harness import bench, guest, shares, target
 from harness.errors import Exit
 from harness.paths import TOP
 from matplotlib import pyplot
@@ -105,6 +106,29 @@ def draw_register(measured: bench.Measured) -> None:
     save(figure, "bench-register")
 
 
+def draw_shares(found: shares.Shares) -> None:
+    """Stacked bars of instructions a page, two for each operation: those of the drivers."""
+    operations = list(found.rows)
+    figure, panel = pyplot.subplots(figsize=(11, 5.5))
+    width = 0.4
+    colours = matplotlib.color_sequences["tab10"]
+    for number, driver in enumerate(guest.DRIVERS):
+        places = [place + (number - 0.5) * (width + 0.03) for place in range(len(operations))]
+        bottoms = [0.0] * len(operations)
+        for name, colour in zip(shares.NAMES, colours, strict=False):
+            heights = [found.rows[operation][driver][name] for operation in operations]
+            label = name if number == 0 else None
+            bars = panel.bar(places, heights, width, bottom=bottoms, color=colour, label=label)
+            bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+        panel.bar_label(bars, [("C", "Rust")[number]] * len(operations), padding=2)
+    panel.set_xticks(range(len(operations)), operations)
+    panel.set_ylabel("instructions a page")
+    panel.set_title(f"{found.memory_type} memory, pages of 4 KB, test_hmm and test_hmm_rs", fontsize=10)
+    handles, labels = panel.get_legend_handles_labels()
+    panel.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    save(figure, "bench-shares")
+
+
 def save(figure: Figure, name: str) -> None:
     figure.tight_layout()
     # Not when it was drawn, and by which version.
@@ -124,6 +148,8 @@ def main() -> int:
     draw_ratios(measured)
     draw_growth(measured)
     draw_register(measured)
+    if shares.RECORD.exists():
+        draw_shares(shares.load(shares.RECORD))
     return Exit.PASSED
 
 

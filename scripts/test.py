@@ -41,6 +41,7 @@ LONG_PARTS = (
     # On any machine, what is recorded.
     "bench UNIT=instructions",
     "bench-core",
+    "bench-shares",
     "kunit KCONFIG=debug",
     "compare KCONFIG=debug",
     "selftests KCONFIG=debug",
