@@ -2,7 +2,8 @@
 """Measures what the operations of both drivers cost, by instructions or by time.
 
 One boot for each memory type, in which each driver is measured before and after the
-other. Prints tables, also of how it grows, and what has changed since it was recorded.
+other, and one for what several threads do at once, always by time. Prints tables, also of
+how it grows, and what has changed since it was recorded.
 Fails when an operation costs over 2 % more than that, with the same compilers and features
 and by instructions, or when something that is measured fails.
 """
@@ -56,7 +57,11 @@ def main() -> Report:
         else:
             for run in report.runs:
                 bench.measure(run, measured, folder)
-        text = bench.table(measured) + bench.growth(measured)
+        # By time, so that nothing else is to run.
+        of_threads = Run(bench.SOURCE_OF_THREADS, "series")
+        report.runs.append(of_threads)
+        bench.measure_threads(of_threads, measured, types, folder)
+        text = bench.table(measured) + bench.growth(measured) + bench.table_of_threads(measured)
         (folder / FILE).write_text(bench.to_json(measured), encoding="utf-8")
         if args.record:
             if not all(run.ok() for run in report.runs):

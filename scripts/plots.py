@@ -1,4 +1,4 @@
-"""Draws docs/bench-ratios, -growth, -register and -shares, SVG and PNG, of what `make bench` and
+"""Draws docs/bench-ratios, -growth, -register, -threads and -shares, SVG and PNG, of what `make bench` and
 `make bench-shares` recorded.
 
 The same file gives the same plots, so that they only change when the record does. To be
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
-from harness import bench, guest, shares, target
+from harness import bench, guest, shares, target, vm
 from harness.errors import Exit
 from harness.paths import TOP
 from matplotlib import pyplot
@@ -106,6 +106,35 @@ def draw_register(measured: bench.Measured) -> None:
     save(figure, "bench-register")
 
 
+def draw_threads(measured: bench.Measured) -> None:
+    """Lines over threads, on one file and on a file each."""
+    types = [each for each in bench.TYPES if any(row.memory_type == each for row in measured.threads)]
+    if not types:  # recorded before this was measured
+        return
+    speedups = bench.speedups(measured.threads)
+    figure, panels = pyplot.subplots(
+        1, len(types), figsize=(3.5 * len(types), 3.5), sharey=True, squeeze=False
+    )
+    for panel, memory_type in zip(panels[0], types, strict=True):
+        for driver, colour in zip(guest.DRIVERS, COLOURS, strict=True):
+            for style, name in (("o-", "a file each"), ("o--", "one file")):
+                points = {
+                    row.threads: by_driver[driver]
+                    for row, by_driver in speedups.items()
+                    if row.memory_type == memory_type
+                    and row.files == (row.threads if name == "a file each" else 1)
+                }
+                panel.plot(points.keys(), points.values(), style, color=colour, label=f"{driver}, {name}")
+        panel.set_xticks(sorted({row.threads for row in measured.threads}))
+        panel.set_xlabel("threads")
+        panel.set_title(memory_type, fontsize=10)
+    panels[0, 0].set_ylabel("times as fast as one thread")
+    panels[0, 0].set_ylim(0)
+    panels[0, 0].legend(fontsize=8)
+    figure.suptitle(f"Small pages to the device and back, in a VM with {vm.CPUS} CPUs")
+    save(figure, "bench-threads")
+
+
 def draw_shares(found: shares.Shares) -> None:
     """Stacked bars of instructions a page, two for each operation: those of the drivers."""
     operations = list(found.rows)
@@ -148,6 +177,7 @@ def main() -> int:
     draw_ratios(measured)
     draw_growth(measured)
     draw_register(measured)
+    draw_threads(measured)
     if shares.RECORD.exists():
         draw_shares(shares.load(shares.RECORD))
     return Exit.PASSED

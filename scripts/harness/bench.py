@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import geometric_mean, linear_regression, median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness import environment, guest, selftests, vm
 from harness.environment import kernel_folder
@@ -22,7 +22,7 @@ from harness.errors import MachineError
 from harness.paths import SCRIPTS
 from harness.results import Outcome, Run, Test
 
-SOURCE = "bench"
+SOURCE, SOURCE_OF_THREADS = "bench", "bench-threads"
 TYPES = selftests.TYPES
 RECORD = SCRIPTS / "bench-record.json"
 SCHEMA = 1
@@ -35,6 +35,11 @@ GROWTH_PAGES = (1024, 4096, 16384, 65536)
 GROWTH_FILES = (1, 4, 16, 64)
 PAGES_OF_FILE = 512  # of each of these, as the program has it
 ROUNDS = {INSTRUCTIONS: 3, NANOSECONDS: 9}
+# Threads that migrate small pages at once, on one file or on a file each; how often for each
+# load of a driver, with as many loads of each.
+THREADS = (1, 2, 4)
+ROUNDS_OF_THREADS = 3
+LOADS_OF_THREADS = 2
 # With more it has got worse, and from there on it is listed.
 TOLERANCE = 0.02
 NOTEWORTHY = 0.005
@@ -49,6 +54,7 @@ class Row(NamedTuple):
     operation: str
     pages: int  # 0: it is done on none
     files: int  # that are open
+    threads: int = 1  # that do it, each with so many pages
 
     @property
     def name(self) -> str:
@@ -72,6 +78,8 @@ class Measured:
     unit: str
     tools: dict[str, str] = field(default_factory=dict)
     rows: Rows = field(default_factory=dict)
+    # What several threads do at once, which only time says: nanoseconds, whatever the unit.
+    threads: Rows = field(default_factory=dict)
 
 
 def unit() -> str:
@@ -87,15 +95,20 @@ def tools() -> dict[str, str]:
     return found | {"features": " ".join(features.read_text().split()) if features.exists() else ""}
 
 
+def program(memory_type: str) -> list[str]:
+    """The command that measures the driver that is loaded, without what it is to measure."""
+    # It is hardly ever interrupted by what it does not wait for.
+    path = selftests.build().with_name("hmm-bench")
+    return ["nice", "-n", "-20", str(path), "--type", memory_type]
+
+
 def measures(
     memory_type: str, counting: bool, pages: Sequence[int], rounds: int, files: Sequence[int] = ()
 ) -> str:
     """The command that measures the driver that is loaded."""
-    # It is hardly ever interrupted by what it does not wait for.
-    program = ["nice", "-n", "-20", str(selftests.build().with_name("hmm-bench")), "--type", memory_type]
     sizes = ["--pages", ",".join(map(str, pages)), "--rounds", str(rounds)]
     opened = ["--files", ",".join(map(str, files))] if files else []
-    return shlex.join([*program, *sizes, *opened]) + (" --idle $idle" if counting else "")
+    return shlex.join([*program(memory_type), *sizes, *opened]) + (" --idle $idle" if counting else "")
 
 
 def beside_idle(commands: Iterable[str], counting: bool) -> str:
@@ -126,6 +139,19 @@ def commands(memory_type: str, counting: bool) -> str:
         clean = "echo 3 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/vm/compact_memory"
         parts.append(f"{clean}\n{guest.with_driver(run, ' && '.join(measured))}")
     return beside_idle(parts, counting)
+
+
+def commands_of_threads(types: Iterable[str]) -> str:
+    """What runs in the VM in which several threads do something at once."""
+    options = ["--threads", ",".join(map(str, THREADS)), "--rounds", str(ROUNDS_OF_THREADS)]
+    runs = [
+        Run(SOURCE, "series", driver, memory_type)
+        for memory_type in types
+        for _ in range(LOADS_OF_THREADS)
+        for driver in guest.DRIVERS
+    ]
+    parts = [guest.with_driver(run, shlex.join([*program(run.memory_type), *options])) for run in runs]
+    return beside_idle(parts, False)
 
 
 def parse(lines: Iterable[str]) -> Rows:
@@ -160,6 +186,22 @@ def measure(run: Run, measured: Measured, folder: Path) -> None:
         run.problem = "\n".join([f"status {result.status}:", *output[-5:]])
 
 
+def measure_threads(run: Run, measured: Measured, types: Iterable[str], folder: Path) -> None:
+    """Boots a VM with several CPUs, which the machine must have to spare."""
+    print(f"==> bench: {run.name}, {NANOSECONDS}", file=sys.stderr)
+    result, output = guest.boot(run, commands_of_threads(types), folder / run.name, TIMEOUT, None)
+    # CPUs that wait for each other take for ever on a busy machine, which is no failure.
+    run.decides = not result.timed_out
+    measured.threads = parse(output)
+    for row, costs in measured.threads.items():
+        for driver, each in costs.items():
+            name = f"{driver} {row.memory_type} {row.name} {row.threads} threads"
+            values = {NANOSECONDS: each.middle, "spread": each.spread}
+            run.tests.append(Test(name, Outcome.PASS, values=values))
+    if not run.problem and result.status:
+        run.problem = "\n".join([f"status {result.status}:", *output[-5:]])
+
+
 def to_json(measured: Measured) -> str:
     """A row a line, so that it can be read and compared."""
 
@@ -167,10 +209,22 @@ def to_json(measured: Measured) -> str:
         values = {driver: [each.middle, each.spread] for driver, each in costs.items()}
         return json.dumps(row._asdict() | values)
 
-    rows = ",\n".join(f"  {line(row, costs)}" for row, costs in sorted(measured.rows.items()))
+    def block(rows: Rows) -> str:
+        return ",\n".join(f"  {line(row, costs)}" for row, costs in sorted(rows.items()))
+
     head = {"schema": SCHEMA, "unit": measured.unit, "tools": measured.tools}
     lines = [f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items()]
-    return "{\n" + "".join(lines) + f' "rows": [\n{rows}\n ]\n}}\n'
+    tables = f' "rows": [\n{block(measured.rows)}\n ],\n "threads": [\n{block(measured.threads)}\n ]\n'
+    return "{\n" + "".join(lines) + tables + "}\n"
+
+
+def from_json(lines: Iterable[dict[str, Any]]) -> Rows:
+    return {
+        Row(**{name: line.pop(name) for name in Row._fields if name in line}): {
+            driver: Cost(*values) for driver, values in line.items()
+        }
+        for line in lines
+    }
 
 
 def load(path: Path) -> Measured:
@@ -178,13 +232,9 @@ def load(path: Path) -> Measured:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != SCHEMA:
             raise MachineError(f"{path}: schema {data['schema']}, not {SCHEMA}")
-        rows = {
-            Row(*(line.pop(name) for name in Row._fields)): {
-                driver: Cost(*values) for driver, values in line.items()
-            }
-            for line in data["rows"]
-        }
-        return Measured(data["unit"], data["tools"], rows)
+        # What was recorded before there were any has none.
+        threads = from_json(data.get("threads", []))
+        return Measured(data["unit"], data["tools"], from_json(data["rows"]), threads)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MachineError(f"{path}: {error!r}") from error
 
@@ -290,6 +340,35 @@ def growth(measured: Measured) -> str:
     return text + slopes(
         f"slope over {GROWTH_FILES[0]} to {GROWTH_FILES[-1]} files", measured, by_files, "files"
     )
+
+
+def speedups(rows: Rows) -> dict[Row, dict[str, float]]:
+    """How many times as much as one thread several of them do in the same time, by driver."""
+    found: dict[Row, dict[str, float]] = {}
+    for row, costs in sorted(rows.items()):
+        alone = rows.get(row._replace(threads=1, files=1), {})
+        found[row] = {
+            driver: alone[driver].middle * row.threads / each.middle
+            for driver, each in costs.items()
+            if driver in alone
+        }
+    return found
+
+
+def table_of_threads(measured: Measured) -> str:
+    """How much faster several threads are than one, on one file and on a file each."""
+    if not measured.threads:
+        return ""
+    title = "times as fast as one thread"
+    text = f"\n{title:<44}" + "".join(f"{driver:>12}" for driver in guest.DRIVERS) + f"{'spread':>12}\n"
+    for row, by_driver in speedups(measured.threads).items():
+        if row.threads > 1:
+            on = "one file" if row.files == 1 else "a file each"
+            cells = [f"{by_driver[driver]:.2f}" if driver in by_driver else "" for driver in guest.DRIVERS]
+            spread = max(each.spread for each in measured.threads[row].values())
+            text += f"{f'{row.threads} threads, {on}, {row.memory_type}':<44}"
+            text += "".join(f"{cell:>12}" for cell in [*cells, f"{spread:.1%}"]) + "\n"
+    return text
 
 
 def slopes(title: str, measured: Measured, rows: Iterable[Row], by: str) -> str:

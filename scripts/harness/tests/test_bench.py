@@ -17,6 +17,8 @@ from harness.tests.test_parts import load_verb
 
 READ = Row("private", 4096, "device_read", bench.PAGES, 1)
 MEMCPY = READ._replace(operation="memcpy")
+ALONE = Row("private", 4096, "migrate", 1024, 1)
+TWO_FILES = ALONE._replace(threads=2, files=2)
 
 
 def line(row: Row, driver: str, elapsed: Sequence[int]) -> str:
@@ -53,6 +55,14 @@ class Rows(unittest.TestCase):
             path = Path(folder) / "bench.json"
             path.write_text(bench.to_json(one), encoding="utf-8")
             self.assertEqual(bench.load(path), one)
+            one.threads = measured({ALONE: (10, 8), TWO_FILES: (10, 16)}).rows
+            path.write_text(bench.to_json(one), encoding="utf-8")
+            self.assertEqual(bench.load(path), one)
+            # As it was recorded before there were threads.
+            old = json.loads(bench.to_json(measured({READ: (2.5, 2)})))
+            del old["threads"], old["rows"][0]["threads"]
+            path.write_text(json.dumps(old), encoding="utf-8")
+            self.assertEqual(bench.load(path), measured({READ: (2.5, 2)}))
             for wrong in ('{"schema": 0}', "{}", "x"):
                 path.write_text(wrong, encoding="utf-8")
                 with self.assertRaisesRegex(MachineError, "bench.json"):
@@ -79,6 +89,17 @@ class Rows(unittest.TestCase):
             if text.startswith("device_read")
         ]
         self.assertEqual(found, [["1.00", "2.00"], ["0.00", "1.00"]])
+
+    def test_threads(self) -> None:
+        one = measured({})
+        self.assertEqual(bench.table_of_threads(one), "")
+        one.threads = measured({ALONE: (10, 8), TWO_FILES: (10, 16)}).rows
+        self.assertEqual(bench.speedups(one.threads)[TWO_FILES], {"test_hmm": 2, "test_hmm_rs": 1})
+        last = bench.table_of_threads(one).splitlines()[-1]
+        self.assertRegex(last, r"^2 threads, a file each, private +2\.00 +1\.00 +1\.0%$")
+        # One thread was not measured.
+        del one.threads[ALONE]
+        self.assertEqual(bench.speedups(one.threads)[TWO_FILES], {})
 
 
 class Comparison(unittest.TestCase):
@@ -118,6 +139,7 @@ class Verb(unittest.TestCase):
         self.record = self.folder / "record.json"
         self.cost = 1000
         self.status = 0
+        self.threads_time_out = False
         self.counting: list[bool] = []
         self.enterContext(mock.patch.object(target, "default_folder", return_value=self.folder / "bench"))
         self.enterContext(mock.patch.object(environment, "collect", lambda *_: samples.environment()))
@@ -133,6 +155,12 @@ class Verb(unittest.TestCase):
     ) -> tuple[vm.Result, list[str]]:
         self.counting.append(counting)
         self.assertEqual("--idle" in commands, counting)
+        if "--threads" in commands:
+            rows = [ALONE, TWO_FILES]
+            if self.threads_time_out:
+                run.problem = "the guest hung"
+            result = vm.Result(0, timed_out=self.threads_time_out)
+            return result, [line(row, driver, [8]) for row in rows for driver in guest.DRIVERS]
         row = READ._replace(memory_type=run.memory_type)
         return vm.Result(self.status), [line(row, driver, [self.cost]) for driver in guest.DRIVERS]
 
@@ -170,10 +198,18 @@ class Verb(unittest.TestCase):
     def test_what_is_measured(self) -> None:
         report = self.run_verb("--types", "coherent")
         self.assertEqual([test.values["instructions"] for test in report.runs[0].tests], [1000, 1000])
-        self.assertEqual(self.counting, [True])
+        values = {test.name: test.values["nanoseconds"] for test in report.runs[1].tests}
+        self.assertEqual(values["test_hmm private migrate 4K-pages 4M 2 files 2 threads"], 8)
+        self.assertEqual(self.counting, [True, False])
         with mock.patch.object(vm, "accelerator", return_value="kvm"):
             self.run_verb("--types", "coherent")
-        self.assertEqual(self.counting, [True, False])
+        self.assertEqual(self.counting, [True, False, False, False])
+
+    def test_a_machine_too_busy_for_threads(self) -> None:
+        self.threads_time_out = True
+        self.assertEqual(self.run_verb().status, Status.PASSED)
+        with self.assertRaisesRegex(MachineError, "not recorded"):
+            self.run_verb("--record")
 
     def test_the_program_fails(self) -> None:
         self.status = 1

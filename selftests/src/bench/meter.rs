@@ -24,6 +24,8 @@ pub struct Setup {
     pub pages: usize,
     /// Files that are open.
     pub files: usize,
+    /// Threads that do it, each with so many pages.
+    pub threads: usize,
 }
 
 /// What was measured of an operation.
@@ -59,7 +61,7 @@ impl Meter {
     /// Says where it is, and waits until whoever looks at the operation is ready.
     fn pause(&self, place: &str, operation: &str, setup: Setup) -> Result {
         if self.pauses {
-            let Setup { page_size, pages, files } = setup;
+            let Setup { page_size, pages, files, .. } = setup;
             println!("{place} {operation} {} {pages} {files}", page_size.pages() * PAGE_SIZE);
             ensure!(io::stdin().read_line(&mut String::new())? > 0, "standard input has ended");
         }
@@ -87,24 +89,31 @@ impl Meter {
         let value = work().context(operation)?;
         self.mark();
         let elapsed = start.elapsed();
-        let elapsed = elapsed.saturating_sub(self.idle_time()? - idle).as_nanos();
+        let elapsed = elapsed.saturating_sub(self.idle_time()? - idle);
         self.pause("end", operation, setup)?;
+        self.note(operation, setup, elapsed);
+        Ok(value)
+    }
+
+    /// Notes how long an operation took.
+    pub fn note(&mut self, operation: &'static str, setup: Setup, elapsed: Duration) {
+        let elapsed = elapsed.as_nanos();
         match self.rows.iter_mut().find(|row| (row.operation, row.setup) == (operation, setup)) {
             Some(row) => row.elapsed.push(elapsed),
             None => self.rows.push(Row { operation, setup, elapsed: vec![elapsed] }),
         }
-        Ok(value)
     }
 
     /// Writes a JSON object a row to standard output.
     pub fn print(&self, memory_type: MemoryType, driver: Driver) {
         for Row { operation, setup, elapsed } in &self.rows {
-            let Setup { page_size, pages, files } = setup;
+            let Setup { page_size, pages, files, threads } = setup;
             let page_size = page_size.pages() * PAGE_SIZE;
             println!(
                 "{{\"driver\": \"{driver}\", \"memory_type\": \"{memory_type}\", \
                  \"page_size\": {page_size}, \"operation\": \"{operation}\", \
-                 \"pages\": {pages}, \"files\": {files}, \"elapsed\": {elapsed:?}}}"
+                 \"pages\": {pages}, \"files\": {files}, \"threads\": {threads}, \
+                 \"elapsed\": {elapsed:?}}}"
             );
         }
     }
@@ -118,7 +127,7 @@ mod tests {
     #[test]
     fn rounds_of_an_operation_are_one_row() {
         let mut meter = Meter::default();
-        let small = Setup { page_size: PageSize::Small, pages: 1, files: 1 };
+        let small = Setup { page_size: PageSize::Small, pages: 1, files: 1, threads: 1 };
         let huge = Setup { page_size: PageSize::Huge, ..small };
         for setup in [small, huge, small] {
             assert_eq!(meter.measure("read", setup, || Ok(7)), Ok(7));
@@ -130,7 +139,7 @@ mod tests {
     #[test]
     fn the_time_of_another_process_is_left_out() {
         let mut meter = Meter::without(Pid::this()).unwrap();
-        let setup = Setup { page_size: PageSize::Small, pages: 1, files: 1 };
+        let setup = Setup { page_size: PageSize::Small, pages: 1, files: 1, threads: 1 };
         let start = Instant::now();
         let works = || -> Result {
             while start.elapsed() < Duration::from_millis(50) {}
@@ -143,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_failure_names_the_operation() {
-        let setup = Setup { page_size: PageSize::Small, pages: 1, files: 1 };
+        let setup = Setup { page_size: PageSize::Small, pages: 1, files: 1, threads: 1 };
         let fails = || -> Result { fail!("no memory") };
         let failure = Meter::default().measure("read", setup, fails).unwrap_err();
         assert!(failure.to_string().starts_with("read: "), "{failure}");

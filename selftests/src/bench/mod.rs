@@ -41,6 +41,11 @@ struct Options {
           value_parser = clap::value_parser!(u16).range(1..))]
     files: Vec<u16>,
 
+    /// How many threads migrate small pages at once, on one file and on a file each
+    #[arg(long, value_name = "THREADS", value_delimiter = ',', conflicts_with_all = ["idle", "pause"],
+          value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Vec<u16>,
+
     /// How often to measure all of it
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
@@ -100,6 +105,12 @@ fn run(options: &Options) -> Result {
             }
             for &files in &options.files {
                 bench.several_files(size, files.into())?;
+            }
+        }
+        for threads in options.threads.iter().copied().map(usize::from) {
+            bench.several_threads(threads, 1)?;
+            if threads > 1 {
+                bench.several_threads(threads, threads)?;
             }
         }
     }

@@ -2,6 +2,11 @@
 //! The operations that are measured.
 
 use std::path::Path;
+use std::sync::Barrier;
+use std::thread;
+use std::time::Instant;
+
+use nix::errno::Errno;
 
 use super::buffer::{Buffer, PageSize};
 use super::meter::{Meter, Setup};
@@ -17,6 +22,9 @@ use crate::{ensure, ensure_eq};
 const PAGES_OF_FILE: usize = HUGE_PAGES;
 /// Takes so little that one of it cannot be measured.
 const OPENINGS: usize = 64;
+/// Pages that each of several threads migrates, so often there and back.
+const PAGES_OF_THREAD: usize = 2 * HUGE_PAGES;
+const MIGRATIONS: usize = 4;
 
 /// What a snapshot says of the size of pages.
 fn size_bits(page_size: PageSize) -> u8 {
@@ -46,8 +54,8 @@ struct User<'a> {
 }
 
 impl User<'_> {
-    /// Issues a command, which must do something with each page if it counts them.
-    fn command(&self, request: u32) -> Result {
+    /// Issues a command, and returns how many pages it did something with.
+    fn issue(&self, request: u32) -> Result<u64, Errno> {
         let pages = self.memory.all();
         let mut cmd = Cmd {
             addr: pages.addr as u64,
@@ -56,14 +64,21 @@ impl User<'_> {
             ..Cmd::default()
         };
         self.device.raw(request, &mut cmd)?;
+        Ok(cmd.cpages)
+    }
+
+    /// Issues a command, which must do something with each page if it counts them.
+    fn command(&self, request: u32) -> Result {
+        let pages = self.memory.all();
+        let cpages = self.issue(request)?;
         let expected = if request == uapi::RELEASE { 0 } else { pages.count as u64 };
         // That of v7.3, which does not know its type, counts a huge page as one.
         let is_huge = |cpages| cpages * HUGE_PAGES as u64 == expected;
-        if request == uapi::MIGRATE_TO_SYS && is_huge(cmd.cpages) {
+        if request == uapi::MIGRATE_TO_SYS && is_huge(cpages) {
             ensure!(self.device.mem_dev_type().is_err(), "each huge page counts as one");
             return Ok(());
         }
-        ensure_eq!(cmd.cpages, expected);
+        ensure_eq!(cpages, expected);
         Ok(())
     }
 
@@ -76,6 +91,22 @@ impl User<'_> {
     fn prepare(&self) -> Result {
         self.to_device()?;
         self.command(uapi::MIGRATE_TO_SYS).context("to system memory")
+    }
+
+    /// There and back several times, as soon as the others are ready, too. Returns when.
+    fn migrate_after(&self, barrier: &Barrier) -> Result<(Instant, Instant)> {
+        barrier.wait();
+        let begin = Instant::now();
+        for _ in 0..MIGRATIONS {
+            // Each file observes all of the address space, where other threads migrate, too: the
+            // driver in C gives up reading the pages back after a second of that.
+            match self.issue(uapi::MIGRATE_TO_DEV) {
+                Ok(_) | Err(Errno::EBUSY) => {}
+                Err(error) => return Err(error).context("to the device"),
+            }
+            self.command(uapi::MIGRATE_TO_SYS).context("to system memory")?;
+        }
+        Ok((begin, Instant::now()))
     }
 }
 
@@ -112,7 +143,7 @@ impl Bench<'_> {
     /// Everything that can be done with so many pages.
     pub fn one_file(&mut self, page_size: PageSize, pages: usize) -> Result {
         let _settings = page_size.settings()?;
-        let setup = Setup { page_size, pages, files: 1 };
+        let setup = Setup { page_size, pages, files: 1, threads: 1 };
         let data = &Buffer::new(page_size, pages)?;
         self.migrations_and_accesses(setup, data)?;
         self.ends(setup, data)?;
@@ -216,7 +247,7 @@ impl Bench<'_> {
     /// What one of several files costs that all have pages on the device.
     pub fn several_files(&mut self, page_size: PageSize, files: usize) -> Result {
         let _settings = page_size.settings()?;
-        let setup = Setup { page_size, pages: PAGES_OF_FILE, files };
+        let setup = Setup { page_size, pages: PAGES_OF_FILE, files, threads: 1 };
         let data = &Buffer::new(page_size, PAGES_OF_FILE)?;
         let mut others = Vec::new();
         for _ in 1..files {
@@ -245,5 +276,36 @@ impl Bench<'_> {
         user.to_device()?;
         self.close(setup, device)?;
         memory.check()
+    }
+
+    /// How long threads take that begin together, and each migrate small pages of their own there
+    /// and back, by turns with one of the files.
+    pub fn several_threads(&mut self, threads: usize, files: usize) -> Result {
+        let page_size = PageSize::Small;
+        let setup = Setup { page_size, pages: PAGES_OF_THREAD, files, threads };
+        let devices = (0..files).map(|_| self.open()).collect::<Result<Vec<_>>>()?;
+        let buffers = (0..2 * threads)
+            .map(|_| Buffer::new(page_size, PAGES_OF_THREAD))
+            .collect::<Result<Vec<_>>>()?;
+        let users: Vec<_> = buffers
+            .chunks(2)
+            .zip(devices.iter().cycle())
+            .map(|(each, device)| User { device, memory: &each[0], data: &each[1] })
+            .collect();
+        // All of them before the first one comes back, so that the device has memory for all.
+        users.iter().try_for_each(User::to_device)?;
+        users.iter().try_for_each(|user| user.command(uapi::MIGRATE_TO_SYS))?;
+
+        let barrier = &Barrier::new(threads);
+        let times: Vec<_> = thread::scope(|scope| {
+            let started: Vec<_> =
+                users.iter().map(|user| scope.spawn(|| user.migrate_after(barrier))).collect();
+            let joined = started.into_iter().map(|each| each.join().expect("it does not panic"));
+            joined.collect::<Result<_>>()
+        })?;
+        let begin = times.iter().map(|(begin, _)| *begin).min().expect("there are threads");
+        let end = times.iter().map(|(_, end)| *end).max().expect("there are threads");
+        self.meter.note("migrate", setup, end - begin);
+        buffers.iter().try_for_each(Buffer::check)
     }
 }
