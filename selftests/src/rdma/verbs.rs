@@ -274,11 +274,25 @@ verbs! {
     ibv_wc_status_str: fn(c_uint) -> *const c_char;
 }
 
-/// The library, or why it cannot be loaded.
-pub fn verbs() -> Result<&'static Verbs, &'static str> {
-    static VERBS: OnceLock<Result<Verbs, String>> = OnceLock::new();
-    VERBS
-        .get_or_init(|| Verbs::load().map_err(|error| error.to_string()))
-        .as_ref()
-        .map_err(|e| &**e)
+/// Why the library cannot be used.
+pub enum Unusable {
+    /// There is none.
+    Missing(String),
+    /// It is not as expected.
+    Other(String),
+}
+
+impl From<libloading::Error> for Unusable {
+    fn from(error: libloading::Error) -> Self {
+        match error {
+            libloading::Error::DlOpen { .. } => Self::Missing(error.to_string()),
+            _ => Self::Other(error.to_string()),
+        }
+    }
+}
+
+/// The library.
+pub fn verbs() -> Result<&'static Verbs, &'static Unusable> {
+    static VERBS: OnceLock<Result<Verbs, Unusable>> = OnceLock::new();
+    VERBS.get_or_init(|| Ok(Verbs::load()?)).as_ref()
 }
