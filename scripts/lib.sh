@@ -231,15 +231,22 @@ have_qemu() { # x86_64|arm64
 
 # Everything that builds a kernel: kernel_make flavour [target...]
 kernel_make() {
-	local flavour=$1 source=$linux arch=() toolchain
+	local flavour=$1 source=$linux arch=() lines=() toolchain file
 	shift
 	case $flavour in
 	base|base-drivers) source=$linux_base ;;
 	bisect|groups-c|groups-rust) source=$linux_scratch ;;
 	powerpc-drivers) arch=(ARCH=powerpc) ;;
+	# Which line an instruction is of, for little else than what is looked at: all other
+	# objects are those of the series kernel, which ccache has.
+	coverage)
+		lines=(KRUSTFLAGS=-Cdebuginfo=line-tables-only)
+		for file in hmm memremap migrate_device test_hmm; do
+			lines+=("CFLAGS_$file.o=-gline-tables-only")
+		done ;;
 	esac
 	find_toolchain "$flavour"
-	make -C "$source" O="$(kernel_dir "$flavour")" "${arch[@]}" "${toolchain[@]}" \
+	make -C "$source" O="$(kernel_dir "$flavour")" "${arch[@]}" "${lines[@]}" "${toolchain[@]}" \
 		LOCALVERSION="-$flavour" -j"$(nproc)" "$@"
 }
 
@@ -268,8 +275,8 @@ find_toolchain() { # flavour
 kernel_dir() {
 	case $1 in
 	series)	echo "$build/kernel" ;;
-	base|debug|kcsan|kselftest|bisect|groups-c|groups-rust|clippy|drivers|base-drivers|powerpc-drivers)
+	base|debug|kcsan|coverage|kselftest|bisect|groups-c|groups-rust|clippy|drivers|base-drivers|powerpc-drivers)
 		echo "$build/$1" ;;
-	*)	die "unknown kernel '$1', use series, base, debug, kcsan or kselftest" ;;
+	*)	die "unknown kernel '$1', use series, base, debug, kcsan, coverage or kselftest" ;;
 	esac
 }
