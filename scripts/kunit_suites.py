@@ -9,7 +9,6 @@ complains.
 """
 
 import argparse
-import re
 import subprocess
 import sys
 import time
@@ -17,46 +16,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import guest, kernel_log, ktap, options, tables, target
+from harness import kernel_log, ktap, kunit, options, tables, target
 from harness.errors import MachineError
 from harness.paths import BUILD, LINUX, RESULTS, environment
-from harness.results import Outcome, Report, Run, Test
+from harness.results import Outcome, Report, Run
 
 TARGET = "kunit"
-TIMEOUT = 600  # seconds
-ARCH_TIMEOUT = 1500  # with huge pages of 512 MB
-
-# In order of loading, with parameters.
-MODULES = ("zone_device_kunit", "test_hmm_rs device_type=private")
-# Of these nothing may be skipped: the VM has what they need.
-OWN_SUITES = "zone_device"
-
-DOCUMENT = re.compile(r"^\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? KTAP version 1$")
-
-
-def documents(console: str) -> list[list[str]]:
-    """The KTAP documents in a console log, each as lines."""
-    found: list[list[str]] = []
-    for line in console.splitlines():
-        if DOCUMENT.match(line):
-            found.append([])
-        if found:
-            found[-1].append(line)
-    return found
-
-
-def boot(run: Run, folder: Path) -> None:
-    """Boots a VM, fills in run."""
-    commands = ["set -e"]
-    for module in MODULES:
-        commands += [f"modprobe {module}", f"modprobe -r {module.split()[0]}"]
-    print(f"==> KUnit suites on the {run.kernel} kernel", file=sys.stderr)
-    result, output = guest.boot(run, "\n".join(commands), folder, TIMEOUT, None)
-    if result.status and not run.problem:
-        run.problem = "\n".join([f"loading the modules: status {result.status}", *output[-5:]])
-    console = (folder / "console.log").read_text(errors="replace")
-    parsed = [ktap.parse(lines) for lines in documents(console)]
-    add_tests(run, parsed, 1 + len(MODULES))
+ARCH_TIMEOUT = 1500  # seconds, with huge pages of 512 MB
 
 
 @dataclass(frozen=True)
@@ -104,31 +70,12 @@ def boot_arch(run: Run, folder: Path, arch: str, page_size: str) -> None:
     run.seconds = round(time.monotonic() - begin, 1)
     text = console.read_text(errors="replace")
     run.splats = kernel_log.find_splats(text)
-    parsed = [ktap.parse(lines) for lines in documents(text)]
+    parsed = [ktap.parse(lines) for lines in kunit.documents(text)]
     if not parsed:
         raise MachineError(f"{arch}: no suites have run, see {console}")
-    add_tests(run, parsed, 1)
+    kunit.add_tests(run, parsed, 1)
     if run.splats:
         run.problem = f"the kernel complained {len(run.splats)} times"
-
-
-def add_tests(run: Run, parsed: "list[ktap.ParsedTest]", expected: int) -> None:
-    problems = list(filter(None, map(ktap.problem, parsed)))
-    if len(parsed) != expected:
-        problems.append(f"{len(parsed)} runs of suites, not {expected}: one at boot and one for each module")
-    for document in parsed:
-        for path, case in ktap.cases(document):
-            run.tests.append(new_test(".".join(path), case))
-    run.problem = run.problem or "\n".join(problems) or None
-
-
-def new_test(name: str, case: "ktap.ParsedTest") -> Test:
-    outcome = ktap.outcome(case)
-    if outcome == Outcome.SKIP:
-        if name.startswith(OWN_SUITES):
-            return Test(name, Outcome.FAIL, 0, ["skipped, though the VM has what it needs", case.skip_reason])
-        return Test(name, outcome, 0, [case.skip_reason])
-    return Test(name, outcome, 0, [] if outcome == Outcome.PASS else list(case.log))
 
 
 def table(run: Run) -> str:
@@ -164,7 +111,7 @@ def main() -> Report:
         if args.arch:
             boot_arch(run, folder, args.arch, args.page_size)
         else:
-            boot(run, folder)
+            kunit.boot(run, folder)
     tables.conclude(table(run), [run], folder)
     return report
 

@@ -5,7 +5,7 @@ from unittest import mock
 
 import kunit_suites
 
-from harness import environment
+from harness import environment, kunit
 
 
 class Machine(unittest.TestCase):
@@ -48,7 +48,7 @@ class Documents(unittest.TestCase):
             "[    2.000001] 1..2",
         ]
         console = "\n".join(lines)
-        found = kunit_suites.documents(console)
+        found = kunit.documents(console)
         self.assertEqual([len(document) for document in found], [2, 2])
 
 
