@@ -34,6 +34,7 @@ needs-compare := kernel vm program rdma dax
 needs-bench := kernel vm program
 needs-bench-core := kernel vm program
 needs-bench-shares := kernel vm program
+needs-coverage := kernel vm program rdma coverage
 needs-dax := kernel vm dax
 needs-sample := kernel vm
 needs-cargo-test := tree cargo-test
@@ -81,7 +82,7 @@ kunit-arch := $(if $(ARCH),$(ARCH)-$(or $(PAGE_SIZE),4k))
 
 # An old verdict must not outlive a failure, not even one of what a target needs first.
 targets-with-results := run test test-long hmm-tests kselftest kunit selftests defects torture compare bugs dax \
-	sample check check-drivers cargo-test clippy rustdoc test-deps bench bench-core bench-shares
+	sample check check-drivers cargo-test clippy rustdoc test-deps bench bench-core bench-shares coverage
 old-verdicts := $(patsubst %,build/results/%$(if $(KCONFIG),-$(KCONFIG))$(kunit-arch:%=-%)/summary.json, \
 	$(filter $(targets-with-results),$(MAKECMDGOALS)))
 ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),) # not for make -n
@@ -118,6 +119,8 @@ help:
 	@echo 'make bench-core     what the series adds to core mm: the driver of v7.3 on both kernels'
 	@echo 'make bench-shares   where the instructions of an operation go, and by FUNCTIONS=yes in which'
 	@echo '                    functions: TYPE=private|coherent|generic RECORD=yes'
+	@echo 'make coverage       lines of the series'"'"' code that no test reaches: DRIVERS=... TYPES=...'
+	@echo '                    WHAT=hmm-tests,kunit,selftests SEED=n'
 	@echo 'make plots          docs/bench-*.svg and .png from scripts/bench-*record.json'
 	@echo 'make sample         a driver in Rust of a PCI device of QEMU'"'"'s: samples/rust/rust_svm;'
 	@echo '                    FILTER="parts of names"'
@@ -132,7 +135,7 @@ help:
 	@echo 'make export         write branches series and group/* of build/linux to patches/'
 	@echo 'make mbox           what would be sent, in build/mbox: GROUP=name, or all'
 
-.PHONY: deps tree kernel kernel-base debug-kernel kcsan-kernel
+.PHONY: deps tree kernel kernel-base debug-kernel kcsan-kernel coverage-kernel
 deps:
 	@scripts/deps $(groups)
 
@@ -146,10 +149,10 @@ kernel: tree
 kernel-base: tree
 	@scripts/kernel base
 
-debug-kernel kcsan-kernel: tree
+debug-kernel kcsan-kernel coverage-kernel: tree
 	@scripts/kernel $(@:-kernel=)
 
-.PHONY: vm hmm-tests compare bugs dax sample kunit selftests defects torture cargo-test bench bench-core bench-shares kselftest bisect
+.PHONY: vm hmm-tests compare bugs dax sample kunit selftests defects torture cargo-test bench bench-core bench-shares coverage kselftest bisect
 vm: $(kernel-target)
 	@scripts/vm.py --kernel $(kernel-name) $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
@@ -202,6 +205,11 @@ bench-core: kernel kernel-base
 bench-shares: kernel
 	@scripts/bench_shares.py $(if $(TYPE),--type '$(TYPE)') $(if $(FUNCTIONS),--functions) \
 		$(if $(RECORD),--record)
+
+# By the Python that has what reads line tables.
+coverage: coverage-kernel
+	@build/venv/bin/python3 scripts/coverage.py $(seed) $(if $(DRIVERS),--drivers '$(DRIVERS)') \
+		$(if $(TYPES),--types '$(TYPES)') $(if $(WHAT),--what '$(WHAT)')
 
 # test_hmm as a module, and built into a kernel of its own.
 kselftest: kernel

@@ -53,15 +53,17 @@ def boot(
     qemu: Sequence[str] = (),
     counting: bool = False,
     stdin: int = subprocess.DEVNULL,
+    code: str = "",
 ) -> tuple[vm.Result, list[str]]:
     """Boots a VM for the commands, with more options of the kernel's and of QEMU's,
-    with a clock that counts instructions, or with something to read.
+    with a clock that counts instructions, with something to read, or with a log of code
+    at these addresses.
 
     Fills in what run says of the whole; returns the VM's result, and the lines printed.
     """
     console = folder / "console.log"
     script = f"exec 2>&1\n{commands}"
-    result = vm.run(run.kernel, script, console, timeout, on_line, options, qemu, counting, stdin)
+    result = vm.run(run.kernel, script, console, timeout, on_line, options, qemu, counting, stdin, code)
     print(f"\r    {run.name}: done in {result.seconds:.0f} s" + " " * 20, file=sys.stderr)
     output = [line for _, line in result.lines]
     (folder / "output").write_text("\n".join(output) + "\n", encoding="utf-8")
@@ -81,6 +83,7 @@ def run_ktap(
     options: Iterable[str] = (),
     qemu: Sequence[str] = (),
     keep_log: bool = False,
+    code: str = "",
 ) -> None:
     """Boots a VM for commands that print KTAP, and fills in run.
 
@@ -97,7 +100,7 @@ def run_ktap(
         elif not last and text == ktap.VERSION:  # booted
             last = seconds
 
-    result, output = boot(run, commands, folder, timeout, line, options, qemu)
+    result, output = boot(run, commands, folder, timeout, line, options, qemu, code=code)
     document = ktap.parse(output)
     for path, test in ktap.cases(document):
         name = path[-1]

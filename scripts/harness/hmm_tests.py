@@ -147,10 +147,11 @@ def run_tests(
     only: Sequence[str] | None = None,
     options: Iterable[str] = (),
     benchmark: bool = True,
+    code: str = "",
 ) -> None:
     """Boots a VM and fills in run, with the tests that match or with those in only.
 
-    options are for the kernel's command line.
+    options are for the kernel's command line; code is as in vm.run().
     """
     program = build(run.source)
     selected = list(only) if only else selection(run, pattern, benchmark)
@@ -159,7 +160,7 @@ def run_tests(
     print(f"==> hmm-tests: {run.name}, {len(selected)} tests", file=sys.stderr)
     folder = results / (f"{run.name}-again" if only else run.name)
     command = guest.with_driver(run, f"{shlex.quote(str(program))} {tests}")
-    result, output = guest.boot(run, command, folder, timeout, progress.line, options)
+    result, output = guest.boot(run, command, folder, timeout, progress.line, options, code=code)
     if progress.current:
         outcome = Outcome.HANG if result.timed_out else Outcome.CRASH
         progress.add(progress.current, outcome, result.seconds)

@@ -1,10 +1,12 @@
 """Runs the KUnit suites in a VM: those that are built in, which run by themselves, and those of modules."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
 from harness import guest, ktap
+from harness.paths import SCRIPTS
 from harness.results import Outcome, Run, Test
 
 TIMEOUT = 600  # seconds
@@ -28,13 +30,16 @@ def documents(console: str) -> list[list[str]]:
     return found
 
 
-def boot(run: Run, folder: Path) -> None:
-    """Boots a VM, fills in run."""
+def boot(run: Run, folder: Path, code: str = "") -> None:
+    """Boots a VM, fills in run; code is as in vm.run()."""
+    note_module = shlex.quote(str(SCRIPTS / "guest/note-module"))
     commands = ["set -e"]
     for module in MODULES:
-        commands += [f"modprobe {module}", f"modprobe -r {module.split()[0]}"]
+        name = module.split()[0]
+        note = f"{note_module} {name}"
+        commands += [note, f"modprobe {module}", note, f"modprobe -r {name}", note]
     print(f"==> KUnit suites on the {run.kernel} kernel", file=sys.stderr)
-    result, output = guest.boot(run, "\n".join(commands), folder, TIMEOUT, None)
+    result, output = guest.boot(run, "\n".join(commands), folder, TIMEOUT, None, code=code)
     if result.status and not run.problem:
         run.problem = "\n".join([f"loading the modules: status {result.status}", *output[-5:]])
     console = (folder / "console.log").read_text(errors="replace")

@@ -34,8 +34,9 @@ def run_tests(
     timeout: float,
     seed: int,
     options: Iterable[str] = (),
+    code: str = "",
 ) -> None:
-    """Boots a VM and fills in run; options are for the kernel's command line."""
+    """Boots a VM and fills in run; options are for the kernel's command line, code is as in vm.run()."""
     all_arguments = ["--type", run.memory_type, "--seed", str(seed), *arguments]
     if run.kernel == "debug":
         timeout *= guest.DEBUG_TIMEOUT_FACTOR
@@ -44,4 +45,4 @@ def run_tests(
     command = shlex.join([str(build()), *all_arguments])
     prepare = [f"{shlex.quote(str(SCRIPTS / 'guest' / script))} || exit" for script in PREPARE]
     commands = "\n".join([*prepare, guest.with_driver(run, command)])
-    guest.run_ktap(run, commands, results / run.name, timeout, options, vm.VFIO_DEVICES)
+    guest.run_ktap(run, commands, results / run.name, timeout, options, vm.VFIO_DEVICES, code=code)

@@ -53,6 +53,10 @@ CMDLINE_OF_COUNTING = [
     "norandmaps",
 ]
 
+# What QEMU writes of the code that it translates, beside the console's log: an instruction
+# is in it once it is reached. KVM translates nothing.
+CODE_LOG = "code.log"
+
 # How long a kernel may take with KVM, in seconds, of which it needs two or three.
 KVM_TIMEOUT = 30
 
@@ -213,10 +217,14 @@ def at_once() -> int:
 
 
 def vng_command(
-    flavour: str, options: Iterable[str] = (), qemu: Iterable[str] = (), counting: bool = False
+    flavour: str,
+    options: Iterable[str] = (),
+    qemu: Iterable[str] = (),
+    counting: bool = False,
+    emulated: bool = False,
 ) -> list[str]:
     find_tool("qemu-system-x86_64")
-    kvm = accelerator() == "kvm" and not counting
+    kvm = not counting and not emulated and accelerator() == "kvm"
     command = [find_tool("vng"), "--verbose", "--disable-microvm", "--force-9p"]
     command += ["--cpus", str(COUNTING_CPUS if counting else CPUS), "-m", f"{MEMORY_MB}M"]
     if not kvm:
@@ -330,17 +338,24 @@ def run(
     qemu: Sequence[str] = (),
     counting: bool = False,
     stdin: int = subprocess.DEVNULL,
+    code: str = "",
 ) -> Result:
     """Runs a shell command in a VM; calls on_line(seconds, line) as it prints.
 
     options are for the kernel's command line, qemu's for that of QEMU. A VM that counts
-    has a clock of instructions. stdin is what the command reads.
+    has a clock of instructions. stdin is what the command reads. code are ranges of addresses,
+    as QEMU's -dfilter takes them, whose instructions are to be in CODE_LOG.
     """
     at_once()
     console_log.parent.mkdir(parents=True, exist_ok=True)
     # By a script: the kernel's command line has no room for a long command.
     script = console_log.parent / "command.sh"
     exports = " ".join(f"SPM_ADDR_DEV{i}={addr:#x}" for i, addr in enumerate(SPM_ADDRS))
+    if code:
+        code_log = console_log.parent / CODE_LOG
+        code_log.unlink(missing_ok=True)
+        exports += f" CODE_LOG={shlex.quote(str(code_log.resolve()))}"
+        qemu = [*qemu, f"-d in_asm -dfilter {code} -D {code_log}"]
     script.write_text(f"echo {shlex.quote(BOOTED)}\nexport {exports}\n{command}\n")
     execute = f"bash {shlex.quote(str(script.resolve()))}"
     result = Result()
@@ -349,7 +364,7 @@ def run(
     with open(console_log, "wb") as console, tempfile.TemporaryDirectory() as folder:
         monitor = Path(folder) / "qmp"
         qemu = [*qemu, f"-qmp unix:{monitor},server=on,wait=off"]
-        argv = [*vng_command(flavour, options, qemu, counting), "--exec", execute]
+        argv = [*vng_command(flavour, options, qemu, counting, bool(code)), "--exec", execute]
         process = subprocess.Popen(
             argv,
             stdin=stdin,

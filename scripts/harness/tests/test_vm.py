@@ -47,6 +47,20 @@ class FakeVng(unittest.TestCase):
         self.assertEqual((result.status, result.problem()), (3, None))
         self.assertEqual([line for _, line in result.lines], ["hello"])
 
+    def test_a_log_of_code_is_of_an_emulated_machine(self) -> None:
+        arguments = self.folder / "arguments"
+        with mock.patch.object(vm, "accelerator", return_value="kvm"):
+            self.program("vng", f'echo "$*" >{arguments}; {BOOT}')
+            console = self.folder / "boot/console.log"
+            vm.run("series", "true", console, 20, code="0x10..0x20")
+            said = arguments.read_text()
+            self.assertIn(f"-d in_asm -dfilter 0x10..0x20 -D {console.parent / vm.CODE_LOG}", said)
+            self.assertIn("--disable-kvm", said)
+            self.assertIn(f"CODE_LOG={console.parent}", (console.parent / "command.sh").read_text())
+            vm.run("series", "true", console, 20)
+            self.assertNotIn("--disable-kvm", arguments.read_text())
+            self.assertNotIn("-dfilter", arguments.read_text())
+
     def test_the_kernel_complains(self) -> None:
         result = self.run_vng(f"{BOOT}; echo '[    1.0] WARNING: mm/x.c:3 at f' >&2")
         self.assertEqual(result.problem(), "the kernel complained 1 times")
