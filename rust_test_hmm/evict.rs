@@ -12,6 +12,7 @@ use crate::{
     },
     windows::WINDOW_PAGES, //
 };
+use core::ops::Range;
 use kernel::{
     mm::{
         migrate::{
@@ -41,8 +42,8 @@ const MAX_SHUT_DOWN_INTERVAL_SECS: i64 = 32;
 /// Pages that are locked, referenced by somebody else, or for which there is no memory, stay.
 struct Evictor {
     buffer: MigrateBuffer,
-    /// Indices of pages in a chunk.
-    pages: KVec<usize>,
+    /// Ranges of indices of pages in a chunk.
+    pages: KVec<Range<usize>>,
 }
 
 impl Evictor {
@@ -84,7 +85,7 @@ impl Evictor {
     }
 
     fn evict(&mut self, map: &PageMap<Chunk>) -> Result {
-        let indices = self.pages.iter().copied();
+        let indices = self.pages.iter().cloned().flatten();
         let mut pages = Collected::from_device(map, indices, &mut self.buffer)?;
         set_dsts_in_system(&mut pages, map.owner(), None)?;
         drop(pages.migrate());

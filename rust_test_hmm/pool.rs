@@ -110,6 +110,15 @@ struct ChunkState {
     pages: VVec<PageState>,
 }
 
+/// Appends pages to ranges, for which there must be room: to the last one where they follow that.
+fn append(ranges: &mut KVec<Range<usize>>, pages: Range<usize>) -> Option<()> {
+    match ranges.last_mut() {
+        Some(last) if last.end == pages.start => last.end = pages.end,
+        _ => ranges.push_within_capacity(pages).ok()?,
+    }
+    Some(())
+}
+
 /// State of a [`Pool`].
 pub(crate) struct State {
     chunks: KVec<Option<ChunkState>>,
@@ -306,30 +315,29 @@ impl Pool {
 
     /// Lists pages of up to `max` folios of an owner, no more than a block, all of one chunk.
     ///
-    /// Appends their indices in the chunk to `pages`, which has the capacity of a block. The
-    /// folios go to the end of the owner's list. Returns the chunk and the number of folios, if
-    /// there are any.
+    /// Appends ranges of their indices in the chunk to `pages`, which is empty and has the capacity
+    /// of a block. The folios go to the end of the owner's list. Returns the chunk and the number
+    /// of folios, if there are any.
     pub(crate) fn list_owned(
         &self,
         owner: &Arc<Owner>,
         max: usize,
-        pages: &mut KVec<usize>,
+        pages: &mut KVec<Range<usize>>,
     ) -> Option<(Arc<PageMap<Chunk>>, usize)> {
         let mut state = self.state.lock();
         let mut list = *owner.folios.access_mut(&mut state);
         let first = list.first()?;
         let map = state.chunks[first.chunk()].as_ref()?.map.clone();
-        let mut nr_folios = 0;
+        let (mut nr_folios, mut nr_pages) = (0, 0);
         let mut next = Some(first);
         while let Some(index) = next.filter(|_| nr_folios < max) {
             let page = state.page(index)?;
             let (order, behind) = (page.order, page.links.next());
-            if index.chunk() != first.chunk() || pages.len() + (1 << order) > BLOCK_PAGES {
+            nr_pages += 1 << order;
+            if index.chunk() != first.chunk() || nr_pages > BLOCK_PAGES {
                 break;
             }
-            for page in index.page()..index.page() + (1 << order) {
-                pages.push_within_capacity(page).ok()?;
-            }
+            append(pages, index.page()..index.page() + (1 << order))?;
             next = behind;
             nr_folios += 1;
         }
@@ -343,12 +351,12 @@ impl Pool {
     /// Lists pages that are in use, no more than a block, all of one chunk, from chunk and page
     /// `from` on.
     ///
-    /// Appends their indices in the chunk to `pages`, which has the capacity of a block. Returns
-    /// the chunk, and where to go on, if there are any.
+    /// Appends ranges of their indices in the chunk to `pages`, which is empty and has the capacity
+    /// of a block. Returns the chunk, and where to go on, if there are any.
     pub(crate) fn list_in_use(
         &self,
         from: Position,
-        pages: &mut KVec<usize>,
+        pages: &mut KVec<Range<usize>>,
     ) -> Option<(Arc<PageMap<Chunk>>, Position)> {
         let state = self.state.lock();
         let (mut number, mut page) = from;
@@ -360,7 +368,7 @@ impl Pool {
                     if *block.get_or_insert(in_use / BLOCK_PAGES) != in_use / BLOCK_PAGES {
                         break;
                     }
-                    pages.push_within_capacity(in_use).ok()?;
+                    append(pages, in_use..in_use + 1)?;
                     page = in_use + 1;
                 }
                 if block.is_some() {
