@@ -31,6 +31,11 @@ def module_parameters(run: Run) -> list[str]:
     return parameters
 
 
+def module_option(run: Run) -> str:
+    """Tells hmm-selftests what the driver is loaded with; in the guest's shell, which knows the addresses."""
+    return f'--module "{" ".join([run.driver, *module_parameters(run)])}"'
+
+
 def with_driver(run: Run, command: str) -> str:
     """The commands that load run's driver, run the tests' command and unload the driver."""
     guest = SCRIPTS / "guest"

@@ -30,12 +30,10 @@ def run_tests(run: Run, results: Path, minutes: int, seed: int, arguments: list[
         *("--minutes", str(minutes), "--timeout-factor", str(factor)),
         *(arguments or ["--group", GROUP]),
     ]
-    # The addresses are the guest's to know.
-    module = f'--module "{" ".join([run.driver, *guest.module_parameters(run)])}"'
     print(f"==> torture: {run.name}", file=sys.stderr)
     swap = f"{shlex.quote(str(SCRIPTS / 'guest/add-swap'))} || exit"
     timeout = TIMEOUT * factor + ENDLESS * 60 * minutes
-    tests = f"{shlex.join(command)} {module}"
+    tests = f"{shlex.join(command)} {guest.module_option(run)}"
     if run.kernel == "kcsan":
         objects = [str(BUILD / "kcsan" / name) for name in RACES]
         tests = f"{shlex.join([str(SCRIPTS / 'guest/filter-races'), run.driver, *objects])}\n{tests}"

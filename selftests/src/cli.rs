@@ -16,6 +16,7 @@ use crate::device::{Devices, Driver};
 use crate::junit;
 use crate::kernel_log::KernelLog;
 use crate::ktap::Ktap;
+use crate::module::Module;
 use crate::pages::PAGE_SIZE;
 use crate::results::{Outcome, Suite, TestRun};
 use crate::runner::{self, Finished};
@@ -71,6 +72,10 @@ struct Options {
     /// Multiply the tests' time limits
     #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = factor)]
     timeout_factor: f64,
+
+    /// How the driver is loaded, for tests that unload it
+    #[arg(long, value_name = "MODULE [PARAMETER]...")]
+    module: Option<Module>,
 
     #[command(flatten)]
     random: random::RandomOptions,
@@ -153,6 +158,7 @@ fn run_here(options: &Options, name: &str) -> Result<u8, String> {
         nodes,
         all_nodes: devices.all_nodes().cloned().collect(),
         seed,
+        module: options.module.clone(),
         rng,
         random: options.random.clone(),
         torture: options.torture.clone(),
@@ -252,6 +258,9 @@ fn run_test(
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--run-here", &name, "--type", memory_type.name()]);
     command.args(["--seed", &seed.to_string()]).arg("--device-dir").arg(&options.device_dir);
+    if let Some(module) = &options.module {
+        command.args(["--module", &module.to_string()]);
+    }
     let (mut factor, mut longer) = (options.timeout_factor, Duration::ZERO);
     if selected.group == random::GROUP {
         command.args(options.random.arguments());

@@ -6,12 +6,15 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::str::FromStr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
 
 use crate::ensure;
 use crate::failure::{Context, Result};
+use crate::process::PATIENCE;
 
 /// A module, and the parameters with which it is loaded: `NAME [PARAMETER=VALUE]...`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +59,19 @@ impl Module {
         let ret =
             unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
         Errno::result(ret).map(drop)
+    }
+
+    /// The same, perhaps after the last file is closed for good.
+    pub fn unload_when_unused(&self) -> Result {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.unload() {
+                Err(Errno::EAGAIN) if Instant::now() < end => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                result => return result.context(format!("unloading {self}")),
+            }
+        }
     }
 
     /// Prepares to load it by a single system call. What it depends on must be there.

@@ -220,6 +220,7 @@ mod tests {
             nodes: ["/dev/null".into(), "/dev/null".into()],
             all_nodes: Vec::new(),
             seed: 1,
+            module: None,
             rng: fastrand::Rng::with_seed(1),
             random: Default::default(),
             torture: Default::default(),

@@ -61,5 +61,12 @@ not ok 1 generic
         self.assertEqual(self.run_ktap(passed, problem="the guest died").problem, "the guest died")
 
 
+class Commands(unittest.TestCase):
+    def test_the_guest_knows_the_addresses(self) -> None:
+        option = guest.module_option(Run("selftests", "series", "test_hmm", "generic"))
+        addresses = "spm_addr_dev0=$SPM_ADDR_DEV0 spm_addr_dev1=$SPM_ADDR_DEV1"
+        self.assertEqual(option, f'--module "test_hmm device_type=generic {addresses}"')
+
+
 if __name__ == "__main__":
     unittest.main()

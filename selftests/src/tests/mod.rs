@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::device::{Device, Driver};
-use crate::failure::{Context as _, Result};
+use crate::failure::{Context as _, Result, skip};
+use crate::module::Module;
 use crate::uapi::MemoryType;
 
 pub mod access;
@@ -154,6 +155,8 @@ pub struct Context {
     pub all_nodes: Vec<PathBuf>,
     /// What `rng` starts with; the report of a failure names it.
     pub seed: u64,
+    /// How the driver is loaded, if somebody has said it.
+    pub module: Option<Module>,
     /// For all that is random in the test.
     pub rng: fastrand::Rng,
     /// What the tests of the group `random` do.
@@ -167,5 +170,14 @@ impl Context {
     pub fn device(&self, number: usize) -> Result<Device> {
         let node = &self.nodes[number];
         Device::open(node).context(node.display())
+    }
+
+    /// How the driver is loaded; skips the test if nobody has said it, who may not want it to be
+    /// unloaded.
+    pub fn module(&self) -> Result<Module> {
+        match &self.module {
+            Some(module) => Ok(module.clone()),
+            None => skip("no --module says how the driver is loaded"),
+        }
     }
 }

@@ -15,7 +15,6 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::{Context, Test};
 use crate::failure::{Context as _, Failure, Result};
-use crate::module::Module;
 use crate::process::PATIENCE;
 use crate::{ensure, fail, test};
 
@@ -63,10 +62,6 @@ pub struct TortureOptions {
     /// In the test `torture.processes`, only operations whose names begin so
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub only: Vec<String>,
-
-    /// How the driver is loaded, for tests of the group `torture` that unload it
-    #[arg(long, value_name = "MODULE [PARAMETER]...")]
-    pub module: Option<Module>,
 }
 
 impl TortureOptions {
@@ -80,8 +75,7 @@ impl TortureOptions {
         let argument = |name: &str, value: String| [name.to_owned(), value];
         let minutes = self.minutes.map(|n| argument("--minutes", n.to_string()));
         let only = (!self.only.is_empty()).then(|| argument("--only", self.only.join(",")));
-        let module = self.module.as_ref().map(|m| argument("--module", m.to_string()));
-        minutes.into_iter().chain(only).chain(module).flatten().collect()
+        minutes.into_iter().chain(only).flatten().collect()
     }
 }
 

@@ -9,12 +9,11 @@ use nix::errno::Errno;
 use nix::sys::mman::MmapAdvise;
 
 use super::books::Books;
-use crate::failure::{Context as _, Result, skip};
+use crate::failure::{Context as _, Result};
 use crate::fault_injection::FaultInjection;
 use crate::memory::Mapping;
-use crate::module::Module;
 use crate::pages::HUGE_PAGES;
-use crate::process::{Child, Gate, PATIENCE};
+use crate::process::{Child, Gate};
 use crate::tests::Context;
 use crate::uring::Ring;
 use crate::{ensure, ensure_eq};
@@ -24,24 +23,16 @@ const PINNED: usize = 16;
 /// How long a process goes on after that, in milliseconds.
 const LONGEST_LIFE: u64 = 100;
 
-/// How the driver is loaded; skips the test if nobody has said it.
-fn module(ctx: &Context) -> Result<Module> {
-    match &ctx.torture.module {
-        Some(module) => Ok(module.clone()),
-        None => skip("no --module says how the driver is loaded"),
-    }
-}
-
 /// Processes have closed the devices, with memory that was there and some that is still, when
 /// the driver is unloaded. It waits for them, and can be loaded again.
 pub fn reload(ctx: &mut Context) -> Result {
-    let module = module(ctx)?;
+    let module = ctx.module()?;
     let books = Books::open(ctx)?;
     let end = Instant::now() + ctx.torture.duration();
     let mut count = 0;
     while Instant::now() < end {
         let child = leave_behind(ctx)?;
-        unload(&module)?;
+        module.unload_when_unused()?;
         ensure!(!module.is_loaded());
         child.join()?;
         module.load()?;
@@ -84,30 +75,17 @@ fn leave_behind(ctx: &mut Context) -> Result<Child> {
     Ok(child)
 }
 
-/// Unloads the driver, perhaps after the last file is closed for good.
-fn unload(module: &Module) -> Result {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        match module.unload() {
-            Err(Errno::EAGAIN) if Instant::now() < end => {
-                thread::sleep(Duration::from_millis(5));
-            }
-            result => return result.context(format!("unloading {module}")),
-        }
-    }
-}
-
 /// Each thing that can fail when the driver is loaded does so, in random order, as long as there
 /// is time.
 pub fn failed_loads(ctx: &mut Context) -> Result {
     let injection = FaultInjection::new()?;
-    let module = module(ctx)?;
+    let module = ctx.module()?;
     let books = Books::open(ctx)?;
-    unload(&module)?;
+    module.unload_when_unused()?;
     let file = module.file()?;
     let (result, count) = injection.count(|| file.load())?;
     result.context("nothing fails")?;
-    unload(&module)?;
+    module.unload_when_unused()?;
 
     let mut numbers: Vec<_> = (1..=count).collect();
     ctx.rng.shuffle(&mut numbers);
@@ -119,7 +97,9 @@ pub fn failed_loads(ctx: &mut Context) -> Result {
         }
         let (result, _) = injection.nth(n, || file.load())?;
         match result {
-            Ok(()) => unload(&module).context(format!("loaded in spite of failure {n}"))?,
+            Ok(()) => {
+                module.unload_when_unused().context(format!("loaded in spite of failure {n}"))?
+            }
             Err(errno) => {
                 ensure!([Errno::ENOMEM, Errno::EFAULT].contains(&errno), "failure {n}: {errno}");
                 refused += 1;
