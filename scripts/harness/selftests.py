@@ -42,7 +42,7 @@ def run_tests(
         timeout *= guest.DEBUG_TIMEOUT_FACTOR
         all_arguments += ["--timeout-factor", str(guest.DEBUG_TIMEOUT_FACTOR)]
     print(f"==> hmm-selftests: {run.name}", file=sys.stderr)
-    command = shlex.join([str(build()), *all_arguments])
+    command = f"{shlex.join([str(build()), *all_arguments])} {guest.module_option(run)}"
     prepare = [f"{shlex.quote(str(SCRIPTS / 'guest' / script))} || exit" for script in PREPARE]
     commands = "\n".join([*prepare, guest.with_driver(run, command)])
     guest.run_ktap(run, commands, results / run.name, timeout, options, vm.VFIO_DEVICES, code=code)

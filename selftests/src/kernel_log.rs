@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Complaints of the kernel, which fail the test they come with.
+//! What the kernel says. Complaints fail the test they come with.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -53,34 +53,54 @@ impl KernelLog {
         Some(Self(file))
     }
 
-    /// Complaints since the last call.
-    pub fn complaints(&mut self) -> Vec<String> {
+    /// The kernel's lines since the last call.
+    pub fn lines(&mut self) -> Vec<String> {
         // A record is at most 8 KB.
         let mut record = [0; 8192];
-        let mut complaints = Vec::new();
+        let mut lines = Vec::new();
         loop {
             match self.0.read(&mut record) {
-                Ok(len) => complaints.extend(complaint(&String::from_utf8_lossy(&record[..len]))),
+                Ok(len) => lines.extend(line(&String::from_utf8_lossy(&record[..len]))),
                 // The oldest records were overwritten; reading goes on behind them.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
-                Err(_) => return complaints,
+                Err(_) => return lines,
             }
         }
     }
+
+    /// Those of them that are complaints.
+    pub fn complaints(&mut self) -> Vec<String> {
+        let mut lines = self.lines();
+        lines.retain(|line| is_complaint(line));
+        lines
+    }
 }
 
-/// The text of a record if it is a complaint by the kernel.
-fn complaint(record: &str) -> Option<String> {
+/// The text of a record if it is the kernel's.
+fn line(record: &str) -> Option<String> {
     let (head, text) = record.split_once(';')?;
     let facility = head.split(',').next()?.parse::<u32>().ok()? >> 3;
     let line = text.lines().next()?;
-    let is_complaint = facility == 0 && PATTERNS.iter().any(|pattern| pattern.is_match(line));
-    is_complaint.then(|| line.to_owned())
+    (facility == 0).then(|| line.to_owned())
+}
+
+fn is_complaint(line: &str) -> bool {
+    PATTERNS.iter().any(|pattern| pattern.is_match(line))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn complaint(record: &str) -> Option<String> {
+        line(record).filter(|line| is_complaint(line))
+    }
+
+    #[test]
+    fn lines_of_the_kernel_only() {
+        assert_eq!(line("6,101,6,-;test_hmm_rs: loaded\n KEY=v\n").unwrap(), "test_hmm_rs: loaded");
+        assert_eq!(line("12,101,6,-;daemon: low\n"), None);
+    }
 
     #[test]
     fn finds_complaints_of_the_kernel_only() {

@@ -17,6 +17,8 @@ pub mod cgroup;
 pub mod device;
 pub mod fault_injection;
 pub mod hugetlb;
+pub mod iomem;
+pub mod kernel_log;
 pub mod memory;
 pub mod module;
 pub mod pagemap;
@@ -37,7 +39,6 @@ pub mod tests;
 // How they are chosen, run and reported.
 pub mod cli;
 pub mod junit;
-pub mod kernel_log;
 pub mod ktap;
 pub mod results;
 pub mod runner;

@@ -40,6 +40,16 @@ impl std::fmt::Display for Module {
 }
 
 impl Module {
+    /// The same module with other parameters.
+    pub fn with<const N: usize>(&self, parameters: [String; N]) -> Self {
+        Self { name: self.name.clone(), parameters: parameters.into() }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Whether it is loaded.
     pub fn is_loaded(&self) -> bool {
         fs::exists(format!("/sys/module/{}/refcnt", self.name)).unwrap_or(false)

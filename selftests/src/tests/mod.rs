@@ -20,6 +20,7 @@ pub mod large;
 pub mod lifetime;
 pub mod memcg;
 pub mod migrate;
+pub mod parameters;
 pub mod pinned;
 pub mod pinners;
 pub mod processes;
@@ -48,6 +49,7 @@ pub const GROUPS: &[Group] = &[
     Group { name: "processes", tests: processes::TESTS },
     Group { name: random::GROUP, tests: random::TESTS },
     Group { name: defects::GROUP, tests: defects::TESTS },
+    Group { name: "parameters", tests: parameters::TESTS },
     Group { name: torture::GROUP, tests: torture::TESTS },
 ];
 

@@ -7,7 +7,7 @@ use std::io::Write;
 use nix::errno::Errno;
 use nix::sys::mman::ProtFlags;
 
-use super::{iomem, local_pages, ramfs};
+use super::{local_pages, ramfs};
 use crate::failure::Result;
 use crate::memory::Mapping;
 use crate::pages::HUGE_PAGES;
@@ -15,7 +15,7 @@ use crate::pins::{GupTest, PipePin};
 use crate::process::{Child, Gate, stay_on_one_cpu};
 use crate::tests::Context;
 use crate::uapi::{MemoryType, prot};
-use crate::{ensure_eq, ensure_errno, pagemap, pattern};
+use crate::{ensure_eq, ensure_errno, iomem, pagemap, pattern};
 
 /// A mapping of one huge page, filled with generation 1.
 fn huge_page() -> Result<Mapping> {

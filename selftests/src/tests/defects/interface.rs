@@ -9,14 +9,14 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::mman::MapFlags;
 
-use super::{iomem, local_pages};
+use super::local_pages;
 use crate::device::Driver;
 use crate::failure::{Context as _, Result};
 use crate::memory::Mapping;
 use crate::pages::{HUGE_PAGES, PAGE_SIZE};
 use crate::tests::Context;
 use crate::uapi::{self, Cmd, FLAG_FAIL_ALLOC, MemoryType};
-use crate::{ensure, ensure_eq, ensure_errno, pattern};
+use crate::{ensure, ensure_eq, ensure_errno, iomem, pattern};
 
 /// Numbers of pages that overflow in bytes are refused, and so are unknown flags; no
 /// flags are accepted. In C a size of 2^52 + 1 pages was one page.

@@ -17,7 +17,6 @@ use crate::uapi::prot;
 
 mod folios;
 mod interface;
-mod iomem;
 mod mirror;
 mod races;
 mod ramfs;

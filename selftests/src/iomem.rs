@@ -19,9 +19,19 @@ pub struct Region {
     pub name: String,
 }
 
+/// All regions.
+pub fn regions() -> Result<Vec<Region>> {
+    Ok(parse(&fs::read_to_string(IOMEM).context(IOMEM)?))
+}
+
 /// The regions that a driver of the devices has claimed.
 pub fn device_regions() -> Result<Vec<Region>> {
-    Ok(parse(&fs::read_to_string(IOMEM).context(IOMEM)?))
+    Ok(of_devices(regions()?))
+}
+
+fn of_devices(mut regions: Vec<Region>) -> Vec<Region> {
+    regions.retain(|region| region.name.starts_with(DRIVER));
+    regions
 }
 
 fn parse(iomem: &str) -> Vec<Region> {
@@ -29,7 +39,7 @@ fn parse(iomem: &str) -> Vec<Region> {
         let (range, name) = line.trim_start().split_once(" : ")?;
         Some(Region { range: parse_range(range)?, name: name.into() })
     });
-    regions.filter(|region| region.name.starts_with(DRIVER)).collect()
+    regions.collect()
 }
 
 fn parse_range(text: &str) -> Option<Range<u64>> {
@@ -56,7 +66,8 @@ fd00000000-fd0fffffff : hmm_dmirror
             region(0x1_0000_0000..0x1_1000_0000, "hmm_dmirror4"),
             region(0xfd_0000_0000..0xfd_1000_0000, "hmm_dmirror"),
         ];
-        assert_eq!(parse(iomem), expected);
+        assert_eq!(of_devices(parse(iomem)), expected);
+        assert_eq!(parse(iomem)[0], region(0x1000..0x9fc00, "System RAM"));
         assert_eq!(parse(""), []);
     }
 }
