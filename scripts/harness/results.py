@@ -92,7 +92,7 @@ class Environment:
     series_changed: bool | None = None
     patchset_hash: str | None = None
     kernels: list[Kernel] = field(default_factory=list)
-    accelerator: str | None = None  # kvm or tcg; none without a VM
+    accelerator: str | None = None  # kvm or tcg; none where no VM asked yet
     qemu: str | None = None
     cores: int = 0
 

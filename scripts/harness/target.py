@@ -45,7 +45,7 @@ def reporting(target: str, folder: Path, seed: int | None = None) -> Iterator[Re
     finally:
         report.seconds = round(time.monotonic() - begin, 1)
         flavours = {run.kernel for run in report.runs if run.kernel and not run.recorded}
-        report.environment = environment.collect(flavours, vm.accelerator() if flavours else None)
+        report.environment = environment.collect(flavours, vm.known_accelerator())
         summary.write(report, folder)
         for warning in report.warnings:
             print(f"warning: {warning}", file=sys.stderr)

@@ -124,21 +124,29 @@ class Result:
         return None
 
 
-@functools.cache
 def accelerator() -> str:
     """KVM if a kernel boots with it; /dev/kvm alone says little, nor do the first instructions."""
+    found = known_accelerator()
+    if not found:
+        # Asked once until the machine is booted again: a kernel that hangs takes its time.
+        found = "kvm" if boots_with_kvm() else "tcg"
+        (BUILD / "accelerator").write_text(f"{boot_id()} {found}\n", encoding="ascii")
+    return found
+
+
+def known_accelerator() -> str | None:
+    """What accelerator() says, or nothing if that takes a kernel that was not asked yet."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
-    # Asked once until the machine is booted again: a kernel that hangs takes its time.
-    key = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    noted = BUILD / "accelerator"
     with contextlib.suppress(OSError, ValueError):
-        boot, found = noted.read_text(encoding="ascii").split()
-        if boot == key:
+        boot, found = (BUILD / "accelerator").read_text(encoding="ascii").split()
+        if boot == boot_id():
             return found
-    found = "kvm" if boots_with_kvm() else "tcg"
-    noted.write_text(f"{key} {found}\n", encoding="ascii")
-    return found
+    return None
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def boots_with_kvm() -> bool:

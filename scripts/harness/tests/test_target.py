@@ -8,7 +8,7 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from harness import environment, summary, target
+from harness import environment, summary, target, vm
 from harness.errors import MachineError
 from harness.paths import SCRIPTS
 from harness.results import Outcome, Report, Run, Status, Test
@@ -29,6 +29,18 @@ class Reporting(unittest.TestCase):
         left = summary.read(self.folder)
         assert left
         self.assertEqual((left.status, left.error, len(left.runs)), (Status.ERROR, "no disk", 1))
+
+    def test_a_report_needs_no_kernel(self) -> None:
+        """As that of make check, before any kernel is built, where there is /dev/kvm."""
+        build = self.folder / "build"
+        build.mkdir()
+        self.enterContext(mock.patch.object(vm, "BUILD", build))
+        self.enterContext(mock.patch.object(os, "access", return_value=True))
+        with target.reporting("t", self.folder) as report:
+            report.runs = samples.passing().runs
+        left = summary.read(self.folder)
+        assert left
+        self.assertEqual((left.status, left.error), (Status.PASSED, None))
 
     def test_a_failed_test_is_one_even_when_the_machine_fails(self) -> None:
         with self.assertRaises(SystemExit), target.reporting("t", self.folder) as report:

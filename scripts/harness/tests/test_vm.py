@@ -164,7 +164,7 @@ class Accelerator(unittest.TestCase):
         self.qemu.write_text(f"#!/bin/bash\necho >>{self.booted}\n{script}\n")
         self.qemu.chmod(0o755)
         with contextlib.redirect_stderr(io.StringIO()):
-            return vm.accelerator.__wrapped__()
+            return vm.accelerator()
 
     def test_a_kernel_boots(self) -> None:
         panic = "echo 'Kernel panic - not syncing: VFS: Unable to mount root fs'"
