@@ -53,6 +53,10 @@ struct Options {
     #[arg(long = "group", value_name = "GROUP", value_delimiter = ',', value_parser = group_names())]
     groups: Vec<String>,
 
+    /// Leave out the tests that match, of those selected otherwise
+    #[arg(long, value_name = "FILTER")]
+    skip: Vec<Filter>,
+
     /// Seed of what is random in the tests [default: a random one]
     #[arg(long)]
     seed: Option<u64>,
@@ -119,7 +123,11 @@ pub fn main() -> ExitCode {
 
 impl Options {
     fn selection(&self) -> Selection {
-        Selection { filters: self.filters.clone(), groups: self.groups.clone() }
+        Selection {
+            filters: self.filters.clone(),
+            groups: self.groups.clone(),
+            skip: self.skip.clone(),
+        }
     }
 
     /// The types asked for, in their own order.

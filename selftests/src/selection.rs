@@ -57,6 +57,8 @@ pub struct Selection {
     pub filters: Vec<Filter>,
     /// Any of these groups.
     pub groups: Vec<String>,
+    /// None of these may match.
+    pub skip: Vec<Filter>,
 }
 
 impl Selection {
@@ -75,7 +77,8 @@ impl Selection {
             .flat_map(|group| group.tests.iter().map(|test| Selected { group: group.name, test }))
             .filter(|selected| {
                 let name = selected.name();
-                self.filters.is_empty() || self.filters.iter().any(|f| f.matches(&name))
+                let any = |filters: &[Filter]| filters.iter().any(|f| f.matches(&name));
+                (self.filters.is_empty() || any(&self.filters)) && !any(&self.skip)
             })
             .collect()
     }
@@ -107,8 +110,17 @@ mod tests {
         let selection = Selection {
             filters: filters.iter().map(|text| text.parse().unwrap()).collect(),
             groups: groups.iter().map(|&group| group.into()).collect(),
+            skip: Vec::new(),
         };
         selection.choose(SOME, defects).iter().map(Selected::name).collect()
+    }
+
+    #[test]
+    fn what_is_skipped_is_left_out() {
+        let skip = ["*.read_write".parse().unwrap(), "defects".parse().unwrap()];
+        let selection = Selection { skip: skip.into(), ..Selection::default() };
+        let names: Vec<_> = selection.choose(SOME, true).iter().map(Selected::name).collect();
+        assert_eq!(names, ["access.read"]);
     }
 
     #[test]
