@@ -208,18 +208,29 @@ impl Gate {
     }
 }
 
-/// Keeps this process and its children on one CPU: pages cannot be migrated while another
-/// CPU is about to move them between the lists of reclaim, as after `MADV_FREE`, and
-/// nobody tells it to go on.
-pub fn stay_on_one_cpu() -> Result {
-    let allowed = sched_getaffinity(Pid::this())?;
-    let is_allowed = |&cpu: &usize| allowed.is_set(cpu) == Ok(true);
-    let first = (0..CpuSet::count()).find(is_allowed).expect("it runs on one");
+/// The CPUs that this thread may run on.
+pub fn cpus() -> Result<Vec<usize>> {
+    let allowed = sched_getaffinity(THIS_THREAD)?;
+    Ok((0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu) == Ok(true)).collect())
+}
+
+/// Keeps this thread, and what it forks, on one CPU.
+pub fn stay_on(cpu: usize) -> Result {
     let mut one = CpuSet::new();
-    one.set(first)?;
-    sched_setaffinity(Pid::this(), &one)?;
+    one.set(cpu)?;
+    sched_setaffinity(THIS_THREAD, &one)?;
     Ok(())
 }
+
+/// The same, whichever that is: pages cannot be migrated while another CPU is about to
+/// move them between the lists of reclaim, as after `MADV_FREE`, and nobody tells it to
+/// go on.
+pub fn stay_on_one_cpu() -> Result {
+    let first = *cpus()?.first().expect("it runs on one");
+    stay_on(first)
+}
+
+const THIS_THREAD: Pid = Pid::from_raw(0);
 
 #[cfg(test)]
 mod tests {

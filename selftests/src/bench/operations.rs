@@ -24,7 +24,7 @@ const PAGES_OF_FILE: usize = HUGE_PAGES;
 const OPENINGS: usize = 64;
 /// Pages that each of several threads migrates, so often there and back.
 const PAGES_OF_THREAD: usize = 2 * HUGE_PAGES;
-const MIGRATIONS: usize = 4;
+const MIGRATIONS: usize = 16;
 
 /// What a snapshot says of the size of pages.
 fn size_bits(page_size: PageSize) -> u8 {

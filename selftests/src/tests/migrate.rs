@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Migration of small pages to a device and back.
 
+use std::fs;
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags};
 use nix::sys::signal::Signal;
@@ -9,11 +14,11 @@ use super::support::{
     device_writes, ensure_device_reads, ensure_snapshot, ensure_snapshots, migrate, migrate_back,
     temporary_file,
 };
-use super::{Context, Test};
-use crate::failure::Result;
+use super::{Context, Exception, Test};
+use crate::failure::{Context as _, Result, skip};
 use crate::memory::Mapping;
 use crate::pages::{HUGE_PAGES, PAGE_SIZE};
-use crate::process::Child;
+use crate::process::{Child, cpus, stay_on};
 use crate::uapi::{MemoryType, prot};
 use crate::{ensure, ensure_eq, ensure_errno, fail, pagemap, pattern, test};
 
@@ -21,6 +26,7 @@ use crate::{ensure, ensure_eq, ensure_errno, fail, pagemap, pattern, test};
 pub const TESTS: &[Test] = &[
     test!(there_and_back),
     test!(many_windows),
+    test!(few_interrupts).except(&[Exception::unpatched("it flushes the TLB page by page")]),
     test!(untouched),
     test!(untouched_then_written),
     test!(zero_page),
@@ -97,6 +103,56 @@ fn many_windows(ctx: &mut Context) -> Result {
     ensure_snapshot(&device, mapping.pages(END..END + 2), prot::WRITE)?;
     migrate_back(&device, mapping.all(), (END - FIRST) as u64)?;
     mapping.check(0..END + 2, 1)?;
+    Ok(())
+}
+
+/// How often a CPU has interrupted others to flush their TLB.
+fn shootdowns() -> Result<u64> {
+    let interrupts = fs::read_to_string("/proc/interrupts")?;
+    let Some(line) = interrupts.lines().find(|line| line.trim_start().starts_with("TLB:")) else {
+        return skip("the kernel does not count what flushes the TLB");
+    };
+    Ok(line.split_whitespace().filter_map(|word| word.parse::<u64>().ok()).sum())
+}
+
+/// While another CPU runs the process, too, it is not interrupted for each page.
+fn few_interrupts(ctx: &mut Context) -> Result {
+    const COUNT: usize = HUGE_PAGES;
+    let &[here, there, ..] = cpus()?.as_slice() else {
+        return skip("there is one CPU only");
+    };
+    let device = &ctx.device(0)?;
+    let mapping = &filled(COUNT, 1)?;
+    let to_device = || migrate(device, mapping, 0..COUNT, 1);
+    let back = || migrate_back(device, mapping.all(), COUNT as u64);
+    let release = || device.release().context("RELEASE");
+    let few = |act: &dyn Fn() -> Result, what: &str| {
+        let before = shootdowns()?;
+        act()?;
+        let count = shootdowns()? - before;
+        ensure!(count <= COUNT as u64 / 4, "{what}: {count} interrupts for {COUNT} pages");
+        Ok(())
+    };
+
+    stay_on(here)?;
+    let done = &AtomicBool::new(false);
+    thread::scope(|scope| {
+        let other = scope.spawn(|| -> Result {
+            stay_on(there)?;
+            while !done.load(Ordering::Relaxed) {
+                spin_loop();
+            }
+            Ok(())
+        });
+        let result = few(&to_device, "to the device")
+            .and_then(|()| few(&back, "back"))
+            .and_then(|()| to_device())
+            .and_then(|()| few(&release, "evicted"));
+        done.store(true, Ordering::Relaxed);
+        other.join().expect("it does not panic")?;
+        result
+    })?;
+    mapping.check(0..COUNT, 1)?;
     Ok(())
 }
 
