@@ -376,6 +376,8 @@ mod tests {
             let collected =
                 device.map().start_pfn() << bindings::MIGRATE_PFN_SHIFT | VALID | MIGRATE;
             kunit_expect_eq!(entries, [collected, 0, 0], "of type {memory_type:?}");
+            let entries = raw::collect_range_and_finalize(device.map(), 0)?;
+            kunit_expect_eq!(entries, [collected, 0, 0], "of type {memory_type:?}");
             drop(locked);
             kunit_expect_eq!(nr_changed(&memory, 0..NR_PAGES, 1)?, 0);
             Ok(())

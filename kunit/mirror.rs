@@ -13,12 +13,21 @@ mod tests {
             nr_changed,
             Device, //
         },
-        raw::RawPage, //
+        raw::{
+            self,
+            HmmDmaMap,
+            RawPage, //
+        }, //
     };
     use core::ops::Range;
     use kernel::{
         bindings,
-        kunit::UserMemory,
+        dma::DmaAddress,
+        faux,
+        kunit::{
+            self,
+            UserMemory, //
+        },
         kunit_expect,
         kunit_expect_eq,
         mm::{
@@ -180,6 +189,48 @@ mod tests {
             }
             memory.read(2 * PAGE_SIZE - 1, &mut byte)?;
             kunit_expect_eq!(byte, [100], "of type {memory_type:?}");
+            Ok(())
+        })
+    }
+
+    /// Also memory of a device, if the CPU maps it.
+    #[test]
+    fn a_device_does_dma_where_hmm_has_faulted() -> Result {
+        let registration = faux::Registration::new(c"zone_device_kunit", None)?;
+        let dev = registration.as_ref().as_ref();
+        raw::enable_dma(dev)?;
+        for_each_type(|memory_type, device| {
+            let memory = user_memory()?;
+            let mirror = mirror(&memory)?;
+            fill(&memory, 0..NR_PAGES, 1)?;
+            if memory_type != MemoryType::Private {
+                device.migrate_to_device(&memory, 0..2, false)?;
+            }
+            let range = memory.range();
+            let mode = FaultMode::Locked;
+            mirror.fault(range.clone(), Access::Write, mode, device.owner())?;
+
+            let mut map = match HmmDmaMap::new(dev, NR_PAGES) {
+                Err(EOPNOTSUPP) => {
+                    kunit::mark_skipped(c"memory has to be synchronized for the device");
+                    return Ok(());
+                }
+                map => map?,
+            };
+            kunit_expect!(!map.unmap(0), "of type {memory_type:?}");
+            let table = mirror.lock();
+            for page in 0..NR_PAGES {
+                let mapping = table.get(range.start + page * PAGE_SIZE).ok_or(EFAULT)?;
+                map.set(page, mapping.page());
+                let expected = (mapping.page().pfn() * PAGE_SIZE) as DmaAddress;
+                for _ in 0..2 {
+                    // SAFETY: The page stays as long as `table` is locked.
+                    let address = unsafe { map.map(page)? };
+                    kunit_expect_eq!(address, expected, "of type {memory_type:?}");
+                }
+                kunit_expect!(map.unmap(page), "of type {memory_type:?}");
+                kunit_expect!(!map.unmap(page), "of type {memory_type:?}");
+            }
             Ok(())
         })
     }

@@ -535,10 +535,14 @@ impl Drop for DmaDevice {
     }
 }
 
+fn raw_device(dev: &Device) -> *mut bindings::device {
+    // It is a `struct device`, and nothing else.
+    ptr::from_ref(dev).cast::<bindings::device>().cast_mut()
+}
+
 /// Has a device that is on no bus do DMA, to all of memory.
 pub(crate) fn enable_dma(dev: &Device) -> Result {
-    // It is a `struct device`, and nothing else.
-    let dev = ptr::from_ref(dev).cast::<bindings::device>().cast_mut();
+    let dev = raw_device(dev);
     // SAFETY: The device is there, and nobody uses it for DMA yet.
     unsafe { (*dev).dma_mask = &raw mut (*dev).coherent_dma_mask };
     // SAFETY: As above.
@@ -580,6 +584,74 @@ pub(crate) unsafe fn fill_dma(address: DmaAddress, byte: u8) -> Result {
     unsafe { page.write(0, &contents) }
 }
 
+/// Addresses by which a device without an IOMMU finds pages of a process, as a driver has them that
+/// takes page faults of its device.
+///
+/// # Invariants
+///
+/// `map` is of `dev`, and has an entry of its list for each page.
+pub(crate) struct HmmDmaMap<'a> {
+    dev: *mut bindings::device,
+    map: bindings::hmm_dma_map,
+    nr_pages: usize,
+    _dev: PhantomData<&'a Device>,
+}
+
+impl<'a> HmmDmaMap<'a> {
+    /// Returns [`EOPNOTSUPP`] if memory has to be synchronized for the device.
+    pub(crate) fn new(dev: &'a Device, nr_pages: usize) -> Result<Self> {
+        let dev = raw_device(dev);
+        let mut map = pin_init::zeroed();
+        // SAFETY: The device is there, and does DMA.
+        to_result(unsafe { bindings::hmm_dma_map_alloc(dev, &mut map, nr_pages, PAGE_SIZE) })?;
+        // INVARIANT: Just allocated.
+        Ok(Self {
+            dev,
+            map,
+            nr_pages,
+            _dev: PhantomData,
+        })
+    }
+
+    /// Notes what hmm_range_fault() has found.
+    pub(crate) fn set(&mut self, index: usize, page: FolioPage<'_>) {
+        assert!(index < self.nr_pages);
+        let entry = page.pfn() | bindings::hmm_pfn_flags_HMM_PFN_VALID as usize;
+        // SAFETY: By the type invariants there is such an entry.
+        unsafe { *self.map.pfn_list.add(index) = entry };
+    }
+
+    /// Returns the address of a page that is noted, in bytes.
+    ///
+    /// # Safety
+    ///
+    /// The page must stay until it is unmapped.
+    pub(crate) unsafe fn map(&mut self, index: usize) -> Result<DmaAddress> {
+        assert!(index < self.nr_pages);
+        // SAFETY: By the type invariants there is such an entry, and by the safety requirements its
+        // page. It is no memory of another device, which the state would be for.
+        let address =
+            unsafe { bindings::hmm_dma_map_pfn(self.dev, &mut self.map, index, ptr::null_mut()) };
+        // SAFETY: The device is there.
+        to_result(unsafe { bindings::dma_mapping_error(self.dev, address) })?;
+        Ok(address)
+    }
+
+    /// Returns whether the page was mapped.
+    pub(crate) fn unmap(&mut self, index: usize) -> bool {
+        assert!(index < self.nr_pages);
+        // SAFETY: By the type invariants there is such an entry.
+        unsafe { bindings::hmm_dma_unmap_pfn(self.dev, &mut self.map, index) }
+    }
+}
+
+impl Drop for HmmDmaMap<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants it is of this device.
+        unsafe { bindings::hmm_dma_map_free(self.dev, &mut self.map) };
+    }
+}
+
 /// Collects pages of a device, as a driver that evicts them does, and leaves them where they are.
 ///
 /// Returns the entries that `migrate_device_pfns` makes.
@@ -594,6 +666,28 @@ pub(crate) fn collect_and_finalize<T: PageMapOps, const N: usize>(
     // array for each page, and nothing is to be migrated.
     unsafe {
         to_result(bindings::migrate_device_pfns(src.as_mut_ptr(), N))?;
+        // Finalizing changes the entries.
+        let entries = src;
+        bindings::migrate_device_finalize(src.as_mut_ptr(), dst.as_mut_ptr(), N);
+        Ok(entries)
+    }
+}
+
+/// The same for pages that follow one another, by `migrate_device_range`.
+pub(crate) fn collect_range_and_finalize<T: PageMapOps, const N: usize>(
+    map: &PageMap<T>,
+    start: usize,
+) -> Result<[usize; N]> {
+    assert!(start + N <= map.nr_pages());
+    let (mut src, mut dst) = ([0; N], [0; N]);
+    // SAFETY: These are page frame numbers of device memory that stays. There is an entry of each
+    // array for each page, and nothing is to be migrated.
+    unsafe {
+        to_result(bindings::migrate_device_range(
+            src.as_mut_ptr(),
+            map.start_pfn() + start,
+            N,
+        ))?;
         // Finalizing changes the entries.
         let entries = src;
         bindings::migrate_device_finalize(src.as_mut_ptr(), dst.as_mut_ptr(), N);
