@@ -616,7 +616,7 @@ impl<'a> HmmDmaMap<'a> {
     /// Notes what hmm_range_fault() has found.
     pub(crate) fn set(&mut self, index: usize, page: FolioPage<'_>) {
         assert!(index < self.nr_pages);
-        let entry = page.pfn() | bindings::hmm_pfn_flags_HMM_PFN_VALID as usize;
+        let entry = page.pfn() | bindings::hmm_pfn_flags_HMM_PFN_VALID;
         // SAFETY: By the type invariants there is such an entry.
         unsafe { *self.map.pfn_list.add(index) = entry };
     }
