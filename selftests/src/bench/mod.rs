@@ -6,13 +6,11 @@ mod meter;
 mod operations;
 mod smaps;
 
-use std::hint::black_box;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use nix::sys::mman::{MlockAllFlags, mlockall};
-use nix::sys::sysinfo::sysinfo;
 use nix::unistd::Pid;
 
 use crate::device::Devices;
@@ -100,9 +98,6 @@ fn run(options: &Options) -> Result {
     meter.pauses = options.pause;
     let mut bench = Bench { memory_type, node, meter };
     let sizes = bench.page_sizes()?;
-    if !options.threads.is_empty() {
-        touch_free_memory()?;
-    }
     for _ in 0..options.rounds {
         for &size in &sizes {
             for &pages in &options.pages {
@@ -120,14 +115,6 @@ fn run(options: &Options) -> Result {
         }
     }
     bench.meter.print(memory_type, devices.driver);
-    Ok(())
-}
-
-/// Uses most of the memory that is free, and frees it again: a VM gets a page of its host's when
-/// it uses it for the first time, which takes longer than migrating it.
-fn touch_free_memory() -> Result {
-    let free = usize::try_from(sysinfo()?.ram_unused())?;
-    drop(black_box(vec![1_u8; free / 4 * 3]));
     Ok(())
 }
 
