@@ -97,7 +97,6 @@ mod tests {
             Device, //
         },
         devres::Devres,
-        faux,
         kunit::UserMemory,
         kunit_expect,
         kunit_expect_eq,
@@ -133,12 +132,6 @@ mod tests {
     const NR_PAGES: usize = 4;
 
     type Owner = Arc<PageMapOwner<Memory>>;
-
-    fn device() -> Result<faux::Registration> {
-        let device = faux::Registration::new(c"zone_device_kunit", None)?;
-        raw::enable_dma(device.as_ref().as_ref())?;
-        Ok(device)
-    }
 
     fn counter() -> Result<Arc<Atomic<usize>>> {
         Ok(Arc::new(Atomic::new(0), GFP_KERNEL)?)
@@ -197,7 +190,7 @@ mod tests {
     #[test]
     fn contents_go_there_and_back() -> Result {
         let owner = PageMapOwner::new(MemoryType::Private)?;
-        let device = device()?;
+        let device = raw::dma_device()?;
         let dev = device.as_ref().as_ref();
         let nr_freed = counter()?;
         let map = bind(dev, &owner, &nr_freed)?;
@@ -220,7 +213,7 @@ mod tests {
     #[test]
     fn only_small_folios_of_the_memory_are_copied_to() -> Result {
         let owner = PageMapOwner::new(MemoryType::Private)?;
-        let device = device()?;
+        let device = raw::dma_device()?;
         let dev = device.as_ref().as_ref();
         let nr_freed = counter()?;
         let map = bind(dev, &owner, &counter()?)?;
@@ -246,7 +239,7 @@ mod tests {
     #[test]
     fn pages_of_a_device_are_not_copied_to_another() -> Result {
         let owner = PageMapOwner::new(MemoryType::Private)?;
-        let device = device()?;
+        let device = raw::dma_device()?;
         let dev = device.as_ref().as_ref();
         let map = bind(dev, &owner, &counter()?)?;
         let other = bind(dev, &owner, &counter()?)?;
@@ -268,7 +261,7 @@ mod tests {
     #[test]
     fn a_large_folio_is_copied_page_by_page() -> Result {
         let owner = PageMapOwner::new(MemoryType::Private)?;
-        let device = device()?;
+        let device = raw::dma_device()?;
         let dev = device.as_ref().as_ref();
         let nr_freed = counter()?;
         let map = bind(dev, &owner, &nr_freed)?;

@@ -23,7 +23,6 @@ mod tests {
     use kernel::{
         bindings,
         dma::DmaAddress,
-        faux,
         kunit::{
             self,
             UserMemory, //
@@ -57,6 +56,20 @@ mod tests {
 
     fn mirror(memory: &UserMemory) -> Result<Pin<KBox<Mirror>>> {
         KBox::pin_init(Mirror::new(memory.mm()), GFP_KERNEL)
+    }
+
+    /// Returns user memory, filled with a seed of 1, that the device may write to. What the CPU
+    /// maps of the device is in it, too.
+    fn faulted_for_write(device: &Device) -> Result<(UserMemory, Pin<KBox<Mirror>>)> {
+        let memory = user_memory()?;
+        let mirror = mirror(&memory)?;
+        fill(&memory, 0..NR_PAGES, 1)?;
+        if device.owner().memory_type() != MemoryType::Private {
+            device.migrate_to_device(&memory, 0..2, false)?;
+        }
+        let (access, mode) = (Access::Write, FaultMode::Locked);
+        mirror.fault(memory.range(), access, mode, device.owner())?;
+        Ok((memory, mirror))
     }
 
     /// Counts invalidations, and notes their addresses.
@@ -163,20 +176,8 @@ mod tests {
     #[test]
     fn a_device_reads_and_writes_what_the_cpu_does() -> Result {
         for_each_type(|memory_type, device| {
-            let memory = user_memory()?;
-            let mirror = mirror(&memory)?;
-            fill(&memory, 0..NR_PAGES, 1)?;
-            if memory_type != MemoryType::Private {
-                device.migrate_to_device(&memory, 0..2, false)?;
-            }
+            let (memory, mirror) = faulted_for_write(&device)?;
             let range = memory.range();
-            mirror.fault(
-                range.clone(),
-                Access::Write,
-                FaultMode::Locked,
-                device.owner(),
-            )?;
-
             let mut byte = [0];
             for page in 0..NR_PAGES {
                 {
@@ -196,20 +197,11 @@ mod tests {
     /// Also memory of a device, if the CPU maps it.
     #[test]
     fn a_device_does_dma_where_hmm_has_faulted() -> Result {
-        let registration = faux::Registration::new(c"zone_device_kunit", None)?;
+        let registration = raw::dma_device()?;
         let dev = registration.as_ref().as_ref();
-        raw::enable_dma(dev)?;
         for_each_type(|memory_type, device| {
-            let memory = user_memory()?;
-            let mirror = mirror(&memory)?;
-            fill(&memory, 0..NR_PAGES, 1)?;
-            if memory_type != MemoryType::Private {
-                device.migrate_to_device(&memory, 0..2, false)?;
-            }
+            let (memory, mirror) = faulted_for_write(&device)?;
             let range = memory.range();
-            let mode = FaultMode::Locked;
-            mirror.fault(range.clone(), Access::Write, mode, device.owner())?;
-
             let mut map = match HmmDmaMap::new(dev, NR_PAGES) {
                 Err(EOPNOTSUPP) => {
                     kunit::mark_skipped(c"memory has to be synchronized for the device");

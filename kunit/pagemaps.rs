@@ -6,7 +6,6 @@
 #[kernel::prelude::kunit_tests(zone_device_pagemaps)]
 mod tests {
     use crate::raw::{
-        DmaDevice,
         RawPageMap,
         Settings,
         WITHOUT_FOLIO_FREE,
@@ -122,10 +121,14 @@ mod tests {
     #[test]
     #[cfg(CONFIG_DMA_API_DEBUG)]
     fn memory_of_the_cpu_can_be_mapped_for_dma() -> Result {
-        let device = DmaDevice::new()?;
+        use crate::raw;
+
+        let device = raw::dma_device()?;
+        let dev = device.as_ref().as_ref();
         for memory_type in [COHERENT, GENERIC, FS_DAX] {
             let map = RawPageMap::new(Settings::managed(memory_type))?;
-            let (result, nr_warnings) = kunit::suppress_warnings(|| device.map(map.page(0)))?;
+            let (result, nr_warnings) =
+                kunit::suppress_warnings(|| raw::map_for_dma(dev, map.page(0)))?;
             kunit_expect_eq!(result, Ok(()), "for type {memory_type}");
             kunit_expect_eq!(nr_warnings, 0, "for type {memory_type}");
         }

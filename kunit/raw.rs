@@ -18,6 +18,7 @@ use kernel::{
         from_err_ptr,
         to_result, //
     },
+    faux,
     io::PhysAddr,
     kunit::UserMemory,
     kunit_expect_eq,
@@ -490,49 +491,15 @@ impl Drop for LongTermPin {
     }
 }
 
-/// A device that reaches all memory.
-///
-/// # Invariants
-///
-/// Owns a platform device that is registered.
-pub(crate) struct DmaDevice(*mut bindings::platform_device);
-
-impl DmaDevice {
-    pub(crate) fn new() -> Result<Self> {
-        let info = bindings::platform_device_info {
-            name: c"zone_device_kunit".as_char_ptr(),
-            id: bindings::PLATFORM_DEVID_NONE,
-            dma_mask: u64::MAX,
-            ..pin_init::zeroed()
-        };
-        // SAFETY: What is not set may be zero.
-        let device = from_err_ptr(unsafe { bindings::platform_device_register_full(&info) })?;
-        // INVARIANT: Just registered.
-        Ok(Self(device))
-    }
-
-    /// Maps a page, and unmaps it again.
-    pub(crate) fn map(&self, page: RawPage<'_>) -> Result {
-        const DIRECTION: bindings::dma_data_direction =
-            bindings::dma_data_direction::DMA_BIDIRECTIONAL;
-
-        // SAFETY: By the type invariants there are such a device, which nothing is transferred
-        // to, and such a page.
-        unsafe {
-            let device = &raw mut (*self.0).dev;
-            let address = bindings::dma_map_page_attrs(device, page.0, 0, PAGE_SIZE, DIRECTION, 0);
-            to_result(bindings::dma_mapping_error(device, address))?;
-            bindings::dma_unmap_page_attrs(device, address, PAGE_SIZE, DIRECTION, 0);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for DmaDevice {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariants it is registered.
-        unsafe { bindings::platform_device_unregister(self.0) };
-    }
+/// Returns a device that does DMA, to all of memory.
+pub(crate) fn dma_device() -> Result<faux::Registration> {
+    let registration = faux::Registration::new(c"zone_device_kunit", None)?;
+    let dev = raw_device(registration.as_ref().as_ref());
+    // SAFETY: The device is there, and nobody uses it for DMA yet.
+    unsafe { (*dev).dma_mask = &raw mut (*dev).coherent_dma_mask };
+    // SAFETY: As above.
+    to_result(unsafe { bindings::dma_set_mask_and_coherent(dev, u64::MAX) })?;
+    Ok(registration)
 }
 
 fn raw_device(dev: &Device) -> *mut bindings::device {
@@ -540,13 +507,19 @@ fn raw_device(dev: &Device) -> *mut bindings::device {
     ptr::from_ref(dev).cast::<bindings::device>().cast_mut()
 }
 
-/// Has a device that is on no bus do DMA, to all of memory.
-pub(crate) fn enable_dma(dev: &Device) -> Result {
+/// Maps a page for a device, and unmaps it again.
+#[cfg(CONFIG_DMA_API_DEBUG)]
+pub(crate) fn map_for_dma(dev: &Device, page: RawPage<'_>) -> Result {
+    const DIRECTION: bindings::dma_data_direction = bindings::dma_data_direction::DMA_BIDIRECTIONAL;
+
     let dev = raw_device(dev);
-    // SAFETY: The device is there, and nobody uses it for DMA yet.
-    unsafe { (*dev).dma_mask = &raw mut (*dev).coherent_dma_mask };
-    // SAFETY: As above.
-    to_result(unsafe { bindings::dma_set_mask_and_coherent(dev, u64::MAX) })
+    // SAFETY: The device is there, and by the type invariants there is such a page.
+    let address = unsafe { bindings::dma_map_page_attrs(dev, page.0, 0, PAGE_SIZE, DIRECTION, 0) };
+    // SAFETY: The device is there.
+    to_result(unsafe { bindings::dma_mapping_error(dev, address) })?;
+    // SAFETY: Just mapped, and nothing is transferred.
+    unsafe { bindings::dma_unmap_page_attrs(dev, address, PAGE_SIZE, DIRECTION, 0) };
+    Ok(())
 }
 
 /// Returns the page that a device without an IOMMU has at an address, in bytes.
@@ -661,16 +634,11 @@ pub(crate) fn collect_and_finalize<T: PageMapOps, const N: usize>(
 ) -> Result<[usize; N]> {
     assert!(indices.iter().all(|&index| index < map.nr_pages()));
     let mut src = indices.map(|index| map.start_pfn() + index);
-    let mut dst = [0; N];
-    // SAFETY: These are page frame numbers of device memory that stays. There is an entry of each
-    // array for each page, and nothing is to be migrated.
-    unsafe {
-        to_result(bindings::migrate_device_pfns(src.as_mut_ptr(), N))?;
-        // Finalizing changes the entries.
-        let entries = src;
-        bindings::migrate_device_finalize(src.as_mut_ptr(), dst.as_mut_ptr(), N);
-        Ok(entries)
-    }
+    // SAFETY: These are page frame numbers of device memory that stays.
+    to_result(unsafe { bindings::migrate_device_pfns(src.as_mut_ptr(), N) })?;
+    // SAFETY: Just collected.
+    unsafe { finalize(src) };
+    Ok(src)
 }
 
 /// The same for pages that follow one another, by `migrate_device_range`.
@@ -679,20 +647,25 @@ pub(crate) fn collect_range_and_finalize<T: PageMapOps, const N: usize>(
     start: usize,
 ) -> Result<[usize; N]> {
     assert!(start + N <= map.nr_pages());
-    let (mut src, mut dst) = ([0; N], [0; N]);
-    // SAFETY: These are page frame numbers of device memory that stays. There is an entry of each
-    // array for each page, and nothing is to be migrated.
-    unsafe {
-        to_result(bindings::migrate_device_range(
-            src.as_mut_ptr(),
-            map.start_pfn() + start,
-            N,
-        ))?;
-        // Finalizing changes the entries.
-        let entries = src;
-        bindings::migrate_device_finalize(src.as_mut_ptr(), dst.as_mut_ptr(), N);
-        Ok(entries)
-    }
+    let mut src = [0; N];
+    // SAFETY: As above. There is an entry for each page.
+    let result =
+        unsafe { bindings::migrate_device_range(src.as_mut_ptr(), map.start_pfn() + start, N) };
+    to_result(result)?;
+    // SAFETY: Just collected.
+    unsafe { finalize(src) };
+    Ok(src)
+}
+
+/// Leaves pages of devices where they are. It changes the entries, here a copy of them.
+///
+/// # Safety
+///
+/// The entries must be what was collected, and not be finalized again.
+unsafe fn finalize<const N: usize>(mut src: [usize; N]) {
+    let mut dst = [0; N];
+    // SAFETY: By the safety requirements. Nothing is to be migrated.
+    unsafe { bindings::migrate_device_finalize(src.as_mut_ptr(), dst.as_mut_ptr(), N) };
 }
 
 /// Has migrate_vma_setup() collect pages of user memory from one page up to another, which need not

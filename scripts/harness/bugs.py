@@ -122,6 +122,12 @@ BUGS = [
         "mm/migrate_device: leave zero pages that userfaultfd protects",
     ),
     hmm("private", "hmm.write_shared", "mm/hmm: fault on device-private memory that may not be written"),
+    own(
+        "private",
+        "snapshot.huge_pages",
+        "mm/hmm: report huge pages of other devices as not present",
+        harmless=True,
+    ),
     hmm("private", "hmm.migrate_ksm_zero", "mm/migrate_device: count KSM's zero pages that are replaced"),
     own(
         "private",

@@ -683,7 +683,7 @@ mod tests {
         let huge = prot::DEV_PRIVATE_LOCAL | prot::WRITE | prot::PMD;
         let text = "to-device 0 0-512 0";
         assert_eq!(byte(private, HUGE, text, 0, 7), huge);
-        assert_eq!(byte(private, HUGE, text, 1, 7), prot::ERROR);
+        assert_eq!(byte(private, HUGE, text, 1, 7), prot::NONE);
         let generic = prot::DEV_GENERIC_LOCAL | prot::WRITE | prot::PMD;
         assert_eq!(byte(MemoryType::Generic, HUGE, text, 0, 7), generic);
         // A part is unmapped.

@@ -93,7 +93,7 @@ fn huge_pages(ctx: &mut Context) -> Result {
     migrate(&device, &mapping, huge(3), 1)?;
 
     let on_other = match ctx.memory_type {
-        MemoryType::Private => prot::ERROR,
+        MemoryType::Private => prot::NONE,
         cpu_accessible => cpu_accessible.remote(prot::WRITE) | prot::PMD,
     };
     for (device, fourth) in [(&device, ctx.local_huge_write()), (&other, on_other)] {

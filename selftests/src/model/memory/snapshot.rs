@@ -30,7 +30,7 @@ impl Memory {
                 match self.on_device(page) {
                     None => permission | huge,
                     Some((_, on)) if on == device => self.memory_type.local() | permission | huge,
-                    Some(_) if self.is_private() && huge != 0 => prot::ERROR,
+                    Some(_) if self.is_private() => prot::NONE,
                     Some(_) => self.memory_type.remote(permission) | huge,
                 }
             }
