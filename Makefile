@@ -203,7 +203,8 @@ bench-core: kernel kernel-base
 
 # RECORD=yes writes scripts/bench-shares-record.json.
 bench-shares: kernel
-	@scripts/bench_shares.py $(if $(TYPE),--type '$(TYPE)') $(if $(FUNCTIONS),--functions) \
+	@scripts/bench_shares.py $(if $(TYPE),--type '$(TYPE)') \
+		$(if $(PAGE_SIZE),--page-size '$(PAGE_SIZE)') $(if $(FUNCTIONS),--functions) \
 		$(if $(RECORD),--record)
 
 # By the Python that has what reads line tables.

@@ -152,7 +152,8 @@ def draw_shares(found: shares.Shares) -> None:
         panel.bar_label(bars, [("C", "Rust")[number]] * len(operations), padding=2)
     panel.set_xticks(range(len(operations)), operations)
     panel.set_ylabel("instructions a page")
-    panel.set_title(f"{found.memory_type} memory, pages of 4 KB, test_hmm and test_hmm_rs", fontsize=10)
+    pages = f"{found.memory_type} memory, pages of {bench.PAGE_SIZES[found.page_size]}"
+    panel.set_title(f"{pages}, test_hmm and test_hmm_rs", fontsize=10)
     handles, labels = panel.get_legend_handles_labels()
     panel.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     save(figure, "bench-shares")

@@ -19,9 +19,10 @@ from harness.symbols import Function, Symbols
 
 SOURCE = "bench-shares"
 RECORD = SCRIPTS / "bench-shares-record.json"
-SCHEMA = 1
+SCHEMA = 2
 TIMEOUT = 1800  # seconds
-PAGES, PAGE_SIZE = 512, 4096
+PAGES = 512
+PAGE_SIZE = 4096  # unless another one is asked for
 OPERATIONS = ("to_device", "device_read", "to_system", "cpu_fault", "close")
 # As hmm-bench says it before and after each operation.
 PAUSE = re.compile(r"(begin|end) (\w+) (\d+) \d+ \d+")
@@ -74,6 +75,7 @@ class Shares:
     """Instructions a page, by operation, driver and group."""
 
     memory_type: str
+    page_size: int = PAGE_SIZE
     tools: dict[str, str] = field(default_factory=dict)
     rows: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
@@ -110,8 +112,9 @@ def commands(memory_type: str) -> str:
 class Guide:
     """Leads hmm-bench from one operation to the next, with a trace of those that are wanted."""
 
-    def __init__(self, tracer: trace.Tracer, answers: int) -> None:
+    def __init__(self, tracer: trace.Tracer, answers: int, page_size: int) -> None:
         self.tracer = tracer
+        self.page_size = page_size
         self.answers = answers  # a file that the guest reads
         self.modules: dict[str, list[str]] = {}
         self.traced: list[tuple[str, str]] = []  # driver, operation
@@ -124,20 +127,20 @@ class Guide:
             self.modules.setdefault(self.driver, []).append(text)
         elif pause := PAUSE.fullmatch(text):
             place, operation, page_size = pause.groups()
-            if operation in OPERATIONS and int(page_size) == PAGE_SIZE:
+            if operation in OPERATIONS and int(page_size) == self.page_size:
                 self.tracer.switch(place == "begin")
                 if place == "end":
                     self.traced.append((self.driver, operation))
             os.write(self.answers, b"\n")
 
 
-def measure(run: Run, folder: Path) -> dict[tuple[str, str], Functions]:
+def measure(run: Run, page_size: int, folder: Path) -> dict[tuple[str, str], Functions]:
     """Boots a VM, and returns what each function costs with each driver in each operation."""
     kernel = symbols.of_kernel(kernel_folder(run.kernel))
     stdin, answers = os.pipe()
     try:
         with trace.Tracer(Symbols(kernel).address(MARK)) as tracer:
-            guide = Guide(tracer, answers)
+            guide = Guide(tracer, answers, page_size)
             result, output = guest.boot(
                 run,
                 commands(run.memory_type),
@@ -181,7 +184,12 @@ def to_json(shares: Shares) -> str:
         for operation, drivers in shares.rows.items()
         for driver, groups in drivers.items()
     ]
-    head = {"schema": SCHEMA, "memory_type": shares.memory_type, "tools": shares.tools}
+    head = {
+        "schema": SCHEMA,
+        "memory_type": shares.memory_type,
+        "page_size": shares.page_size,
+        "tools": shares.tools,
+    }
     text = "".join(f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items())
     return "{\n" + text + ' "rows": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
 
@@ -191,7 +199,7 @@ def load(path: Path) -> Shares:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != SCHEMA:
             raise MachineError(f"{path}: schema {data['schema']}, not {SCHEMA}")
-        found = Shares(data["memory_type"], data["tools"])
+        found = Shares(data["memory_type"], data["page_size"], data["tools"])
         for row in data["rows"]:
             found.rows.setdefault(row["operation"], {})[row["driver"]] = row["groups"]
         return found
@@ -207,7 +215,7 @@ def table(shares: Shares) -> str:
     """By operation, a line a group."""
     lines = []
     for operation, drivers in shares.rows.items():
-        title = f"{operation}, {shares.memory_type}, {bench.PAGE_SIZES[PAGE_SIZE]}"
+        title = f"{operation}, {shares.memory_type}, {bench.PAGE_SIZES[shares.page_size]}"
         lines += ["", heading(title, [*guest.DRIVERS, "more"])]
         both = [drivers.get(driver, {}) for driver in guest.DRIVERS]
         costs = [(name, [groups.get(name, 0) for groups in both]) for name in NAMES]

@@ -177,6 +177,11 @@ class Verb(unittest.TestCase):
         functions = (self.folder / "results/functions").read_text(encoding="utf-8")
         self.assertTrue(printed.endswith(functions))
 
+    def test_larger_folios(self) -> None:
+        printed = self.run_verb("--page-size", "64k")
+        self.assertEqual(self.switched, [True, False] * 2)
+        self.assertTrue(printed.startswith("close, private, 64 KB"), printed)
+
     def test_a_record_that_is_none(self) -> None:
         for wrong in ('{"schema": 0}', "{}", "x"):
             self.record.write_text(wrong, encoding="utf-8")
