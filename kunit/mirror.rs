@@ -9,7 +9,9 @@ mod tests {
         device::{
             addresses,
             fill,
+            filled_huge_page,
             for_each_type,
+            is_huge_page,
             nr_changed,
             Device, //
         },
@@ -41,7 +43,8 @@ mod tests {
                 Invalidate,
                 Invalidation, //
             },
-            pgmap::MemoryType, //
+            pgmap::MemoryType,
+            PMD_PAGES, //
         },
         new_mutex,
         page::PAGE_SIZE,
@@ -58,14 +61,15 @@ mod tests {
         KBox::pin_init(Mirror::new(memory.mm()), GFP_KERNEL)
     }
 
-    /// Returns user memory, filled with a seed of 1, that the device may write to. What the CPU
-    /// maps of the device is in it, too.
+    /// Returns user memory, filled with a seed of 1, that the device may write to. The first two
+    /// pages are on the device, if the CPU can map its memory.
     fn faulted_for_write(device: &Device) -> Result<(UserMemory, Pin<KBox<Mirror>>)> {
         let memory = user_memory()?;
         let mirror = mirror(&memory)?;
         fill(&memory, 0..NR_PAGES, 1)?;
         if device.owner().memory_type() != MemoryType::Private {
-            device.migrate_to_device(&memory, 0..2, false)?;
+            let nr_there = device.migrate_to_device(&memory, 0..2, false)?;
+            kunit_expect_eq!(nr_there, 2);
         }
         let (access, mode) = (Access::Write, FaultMode::Locked);
         mirror.fault(memory.range(), access, mode, device.owner())?;
@@ -258,6 +262,25 @@ mod tests {
         })
     }
 
+    /// It takes a fault to have it back.
+    #[test]
+    fn a_huge_page_of_another_device_is_no_error() -> Result {
+        let device = Device::new(MemoryType::Private)?;
+        let other = Device::new(MemoryType::Private)?;
+        let Some(memory) = filled_huge_page(&device)? else {
+            return Ok(());
+        };
+        let nr_there = device.migrate_to_device(&memory, 0..PMD_PAGES, true)?;
+        kunit_expect_eq!(nr_there, PMD_PAGES);
+        let is_huge = is_huge_page(&device, &memory)?;
+        kunit_expect!(is_huge);
+
+        mirror(&memory)?.snapshot(memory.range(), other.owner(), |_, pfn| {
+            kunit_expect!(pfn.page().is_none() && !pfn.is_error());
+        })?;
+        Ok(())
+    }
+
     #[test]
     fn a_snapshot_shows_device_memory_to_its_owner() -> Result {
         for_each_type(|memory_type, device| {
@@ -289,6 +312,7 @@ mod tests {
             // The private memory of one device is nothing that another could use.
             let mut present = [false; NR_PAGES];
             mirror.snapshot(memory.range(), other.owner(), |indices, pfn| {
+                kunit_expect!(!pfn.is_error(), "of type {memory_type:?}");
                 present[indices].fill(pfn.page().is_some());
             })?;
             let is_shown = memory_type != MemoryType::Private;

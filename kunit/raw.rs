@@ -491,12 +491,17 @@ impl Drop for LongTermPin {
     }
 }
 
-/// Returns a device that does DMA, to all of memory.
+/// Returns a device that does DMA, to all of memory, and coherently: it is the CPU that does it.
 pub(crate) fn dma_device() -> Result<faux::Registration> {
+    const DMA_COHERENT: bindings::struct_device_flags =
+        bindings::struct_device_flags_DEV_FLAG_DMA_COHERENT;
+
     let registration = faux::Registration::new(c"zone_device_kunit", None)?;
     let dev = raw_device(registration.as_ref().as_ref());
     // SAFETY: The device is there, and nobody uses it for DMA yet.
     unsafe { (*dev).dma_mask = &raw mut (*dev).coherent_dma_mask };
+    // SAFETY: As above. Flags are changed atomically, and this is one of them.
+    unsafe { bindings::set_bit(DMA_COHERENT as usize, (&raw mut (*dev).flags).cast()) };
     // SAFETY: As above.
     to_result(unsafe { bindings::dma_set_mask_and_coherent(dev, u64::MAX) })?;
     Ok(registration)
@@ -513,16 +518,18 @@ pub(crate) fn map_for_dma(dev: &Device, page: RawPage<'_>) -> Result {
     const DIRECTION: bindings::dma_data_direction = bindings::dma_data_direction::DMA_BIDIRECTIONAL;
 
     let dev = raw_device(dev);
-    // SAFETY: The device is there, and by the type invariants there is such a page.
+    // SAFETY: The device is there, and by the type invariants there is such a page. This refuses
+    // private pages, by CONFIG_DMA_API_DEBUG, and all others are in the direct map.
     let address = unsafe { bindings::dma_map_page_attrs(dev, page.0, 0, PAGE_SIZE, DIRECTION, 0) };
     // SAFETY: The device is there.
     to_result(unsafe { bindings::dma_mapping_error(dev, address) })?;
-    // SAFETY: Just mapped, and nothing is transferred.
+    // SAFETY: Just mapped.
     unsafe { bindings::dma_unmap_page_attrs(dev, address, PAGE_SIZE, DIRECTION, 0) };
     Ok(())
 }
 
-/// Returns the page that a device without an IOMMU has at an address, in bytes.
+/// Returns the page that a device has at an address, in bytes, where those are physical ones:
+/// without an IOMMU, and without memory encryption.
 ///
 /// # Safety
 ///
@@ -648,7 +655,7 @@ pub(crate) fn collect_range_and_finalize<T: PageMapOps, const N: usize>(
 ) -> Result<[usize; N]> {
     assert!(start + N <= map.nr_pages());
     let mut src = [0; N];
-    // SAFETY: As above. There is an entry for each page.
+    // SAFETY: These are pages of a device that stays, and there is an entry for each of them.
     let result =
         unsafe { bindings::migrate_device_range(src.as_mut_ptr(), map.start_pfn() + start, N) };
     to_result(result)?;
@@ -657,7 +664,7 @@ pub(crate) fn collect_range_and_finalize<T: PageMapOps, const N: usize>(
     Ok(src)
 }
 
-/// Leaves pages of devices where they are. It changes the entries, here a copy of them.
+/// Leaves pages of devices where they are.
 ///
 /// # Safety
 ///

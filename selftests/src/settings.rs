@@ -56,6 +56,20 @@ impl HugePagesIfAdvised {
     }
 }
 
+/// Huge pages of shared memory, too, where the process wants them, until this is dropped.
+#[derive(Debug)]
+pub struct SharedHugePagesIfAdvised {
+    _setting: Setting,
+}
+
+impl SharedHugePagesIfAdvised {
+    /// Changes the setting for all shared memory.
+    pub fn new() -> Result<Self> {
+        const SHARED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+        Ok(Self { _setting: Setting::new(SHARED, "advise")? })
+    }
+}
+
 /// No huge pages but large folios of one size, whatever the advice, until this is dropped.
 #[derive(Debug)]
 pub struct LargeFolios {

@@ -14,6 +14,7 @@ use crate::failure::{Context as _, Result};
 use crate::memory::Mapping;
 use crate::pages::HUGE_PAGES;
 use crate::process::{Child, Gate};
+use crate::settings::SharedHugePagesIfAdvised;
 use crate::uapi::{MemoryType, prot};
 use crate::{ensure, ensure_eq, ensure_errno, pagemap, pattern, test};
 
@@ -39,6 +40,7 @@ pub const TESTS: &[Test] = &[
     test!(freed_lazily),
     test!(fail_alloc_to_device),
     test!(fail_alloc_untouched),
+    test!(fail_alloc_of_shared_memory),
     test!(fail_alloc_to_system),
     test!(fail_alloc_in_fault).only(&[MemoryType::Private]),
     test!(released),
@@ -373,6 +375,27 @@ fn fail_alloc_untouched(ctx: &mut Context) -> Result {
         mapping.fill(0..HUGE_PAGES, 1);
         mapping.check(0..HUGE_PAGES, 1)?;
         mapping.check(HUGE_PAGES..ALL, 0)?;
+    }
+    Ok(())
+}
+
+/// Shared memory stays, which is in the page cache, and is not split for small pages in vain.
+fn fail_alloc_of_shared_memory(ctx: &mut Context) -> Result {
+    let _settings = SharedHugePagesIfAdvised::new()?;
+    let device = ctx.device(0)?;
+    let mapping = Mapping::shared(HUGE_PAGES)?;
+    mapping.madvise(0..HUGE_PAGES, MmapAdvise::MADV_HUGEPAGE)?;
+    mapping.fill(0..HUGE_PAGES, 1);
+    for fails in [false, true] {
+        ensure_snapshot(&device, mapping.all(), prot::WRITE | prot::PMD)?;
+        if fails {
+            device.fail_next_allocation()?;
+        }
+        ensure_errno!(device.migrate_to_dev(mapping.all()), Errno::ENOENT);
+        mapping.check(0..HUGE_PAGES, 1)?;
+        // What the page cache has of it.
+        mapping.madvise(0..HUGE_PAGES, MmapAdvise::MADV_DONTNEED)?;
+        mapping.check(0..HUGE_PAGES, 1)?;
     }
     Ok(())
 }
