@@ -56,6 +56,14 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// The same, `skew` pages behind a multiple of 2 MB.
+    pub fn small_skewed(count: usize, skew: usize) -> Result<Self, Errno> {
+        let mapping = Self::reserve(count, skew)?;
+        mapping.map_over(&(0..count))?;
+        mapping.madvise(0..count, MmapAdvise::MADV_NOHUGEPAGE)?;
+        Ok(mapping)
+    }
+
     /// Private anonymous memory that gets huge pages where it can.
     pub fn huge(count: usize) -> Result<Self, Errno> {
         let mapping = Self::anonymous(count)?;

@@ -56,7 +56,16 @@ impl Buffer {
             PageSize::Large => Mapping::anonymous(count)?,
             PageSize::Huge => Mapping::huge(count)?,
         };
-        for page in 0..count {
+        Self::written(mapping, page_size)
+    }
+
+    /// Small pages, the first of them `skew` pages behind a multiple of 2 MB.
+    pub fn skewed(count: usize, skew: usize) -> Result<Self> {
+        Self::written(Mapping::small_skewed(count, skew)?, PageSize::Small)
+    }
+
+    fn written(mapping: Mapping, page_size: PageSize) -> Result<Self> {
+        for page in 0..mapping.count() {
             mapping.write(page, 0, page as u64);
         }
         let buffer = Self { mapping, page_size };

@@ -22,6 +22,11 @@ use crate::{ensure, ensure_eq};
 const PAGES_OF_FILE: usize = HUGE_PAGES;
 /// Takes so little that one of it cannot be measured.
 const OPENINGS: usize = 64;
+/// Where the data that a thread reads back begins, in pages behind a multiple of 2 MB, which is
+/// where that on the device does. An emulated TLB, which has one place for each address modulo its
+/// size, would lose the one for the other at each step of a copy.
+const SKEW_OF_DATA: usize = 37;
+
 /// Pages that each of several threads migrates, so often there and back.
 const PAGES_OF_THREAD: usize = 2 * HUGE_PAGES;
 const MIGRATIONS: usize = 16;
@@ -285,7 +290,7 @@ impl Bench<'_> {
         let setup = Setup { page_size, pages: PAGES_OF_THREAD, files, threads };
         let devices = (0..files).map(|_| self.open()).collect::<Result<Vec<_>>>()?;
         let buffers = (0..2 * threads)
-            .map(|_| Buffer::new(page_size, PAGES_OF_THREAD))
+            .map(|index| Buffer::skewed(PAGES_OF_THREAD, index % 2 * SKEW_OF_DATA))
             .collect::<Result<Vec<_>>>()?;
         let users: Vec<_> = buffers
             .chunks(2)
