@@ -113,7 +113,7 @@ pub fn transfers<'a, R: Registrar>(
         mapping.check(0..count, generation + 3)?;
         // What nobody has received yet.
         mapping.fill(0..count, generation + 4);
-        migrate(device, mapping, 0..count, generation + 4)?;
+        migrate_unregistered::<R>(device, mapping, generation + 4)?;
     }
     device.release()?;
     Ok(())
@@ -195,9 +195,32 @@ fn ensure_place(device: &Device, pages: Pages, place: u8) -> Result {
     Ok(())
 }
 
+/// Until when pages may stay pinned that are not registered any more.
+fn end_of_patience<R: Registrar>() -> Instant {
+    Instant::now() + if R::UNPINS_LATER { PATIENCE } else { Duration::ZERO }
+}
+
+/// Migrates all pages to the device, which are not registered any more.
+fn migrate_unregistered<R: Registrar>(
+    device: &Device,
+    mapping: &Mapping,
+    generation: u32,
+) -> Result {
+    let end = end_of_patience::<R>();
+    loop {
+        let result = migrate(device, mapping, 0..mapping.count(), generation);
+        if result.is_ok() || Instant::now() > end {
+            return result;
+        }
+        // What is still pinned in system memory stays there, and others may not.
+        device.release()?;
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Evicts all pages, which are not registered any more.
 fn release<R: Registrar>(device: &Device) -> Result {
-    let end = Instant::now() + if R::UNPINS_LATER { PATIENCE } else { Duration::ZERO };
+    let end = end_of_patience::<R>();
     while let Err(errno) = device.release() {
         ensure_eq!(errno, Errno::EBUSY);
         if Instant::now() > end {
