@@ -52,8 +52,9 @@ pub(super) struct OnlySmallPages {
 }
 
 impl OnlySmallPages {
-    /// Pages of each of two files, which lie in turns and cannot be moved.
-    const FILE_PAGES: usize = 8192;
+    /// Pages of each of two files, which lie in turns and cannot be moved. Those of one become free:
+    /// more than the watermarks of the zones, also while fragmentation boosts them.
+    const FILE_PAGES: usize = 16384;
 
     pub(super) fn new() -> Result<Self> {
         let folder = ramfs::mount()?;
