@@ -51,9 +51,7 @@ impl Mapping {
 
     /// Private anonymous memory that never gets huge pages.
     pub fn small(count: usize) -> Result<Self, Errno> {
-        let mapping = Self::anonymous(count)?;
-        mapping.madvise(0..count, MmapAdvise::MADV_NOHUGEPAGE)?;
-        Ok(mapping)
+        Self::small_skewed(count, 0)
     }
 
     /// The same, `skew` pages behind a multiple of 2 MB.
