@@ -404,16 +404,23 @@ pub(crate) fn is_huge_page(device: &Device, memory: &UserMemory) -> Result<bool>
     Ok(is_huge)
 }
 
+/// How often a huge page is asked for. When compaction has found none, it is not even tried the
+/// next times, up to `1 << COMPACT_MAX_DEFER_SHIFT`.
+const HUGE_PAGE_TRIES: usize = 65;
+
 /// Returns user memory that is one huge page, filled by [`fill`] with a seed of 1, or marks the
 /// test as skipped.
 pub(crate) fn filled_huge_page(device: &Device) -> Result<Option<UserMemory>> {
-    let memory = huge_user_memory()?;
-    fill(&memory, 0..PMD_PAGES, 1)?;
-    let is_huge = is_huge_page(device, &memory)?;
-    if !is_huge {
-        kunit::mark_skipped(c"no huge page to be had");
+    for _ in 0..HUGE_PAGE_TRIES {
+        let memory = huge_user_memory()?;
+        fill(&memory, 0..1, 1)?;
+        if is_huge_page(device, &memory)? {
+            fill(&memory, 1..PMD_PAGES, 1)?;
+            return Ok(Some(memory));
+        }
     }
-    Ok(is_huge.then_some(memory))
+    kunit::mark_skipped(c"no huge page to be had");
+    Ok(None)
 }
 
 /// Returns memory of a type for [`NR_PAGES`] pages, or [`ENODEV`] if there is none.
