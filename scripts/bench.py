@@ -53,7 +53,7 @@ def main() -> Report:
         report.runs = [Run(bench.SOURCE, "series", memory_type=memory_type) for memory_type in types]
         # Instructions are the same whatever else the machine does.
         if measured.unit == bench.INSTRUCTIONS:
-            vm.in_parallel(lambda run: bench.measure(run, measured, folder), report.runs)
+            vm.in_parallel(lambda run: bench.measure(run, measured, folder), report.runs, bench.MEMORY_MB)
         else:
             for run in report.runs:
                 bench.measure(run, measured, folder)

@@ -52,8 +52,8 @@ def draw_ratios(measured: bench.Measured) -> None:
 
 
 def draw_growth(measured: bench.Measured) -> None:
-    """Lines over pages and over open files, of private memory with small pages."""
-    figure, panels = pyplot.subplots(2, len(OF_GROWTH), figsize=(12, 6), squeeze=False)
+    """Lines over pages, open files and chunks, of private memory with small pages."""
+    figure, panels = pyplot.subplots(3, len(OF_GROWTH), figsize=(12, 9), squeeze=False)
     for column, operation in enumerate(OF_GROWTH):
         of_operation = {
             row: costs
@@ -61,23 +61,24 @@ def draw_growth(measured: bench.Measured) -> None:
             if (row.memory_type, row.page_size, row.operation) == ("private", 4096, operation)
         }
         for driver, colour in zip(guest.DRIVERS, COLOURS, strict=True):
+            costs_of_driver = {row: costs[driver].middle for row, costs in of_operation.items()}
             by_size = {
-                row.pages >> 8: costs[driver].middle
-                for row, costs in of_operation.items()
-                if row.files == 1 and row.pages in bench.GROWTH_PAGES
+                row.pages >> 8: cost
+                for row, cost in costs_of_driver.items()
+                if row.files == row.chunks == 1 and row.pages in bench.growth_pages("private")
             }
-            by_files = {
-                row.files: costs[driver].middle
-                for row, costs in of_operation.items()
-                if row.pages == bench.PAGES_OF_FILE
-            }
-            for panel, points in zip(panels[:, column], (by_size, by_files), strict=True):
+            of_file = {row: cost for row, cost in costs_of_driver.items() if row.pages == bench.PAGES_OF_FILE}
+            by_files = {row.files: cost for row, cost in of_file.items() if row.chunks == 1}
+            by_chunks = {row.chunks: cost for row, cost in of_file.items() if row.files == 1}
+            for panel, points in zip(panels[:, column], (by_size, by_files, by_chunks), strict=True):
                 panel.loglog(points.keys(), points.values(), "o-", color=colour, label=driver)
         panels[0, column].set_title(operation)
         panels[0, column].set_xlabel("MB")
         panels[1, column].set_xlabel("open files, each with 2 MB")
+        panels[2, column].set_xlabel("chunks of 256 MB, all but one full")
         # Also where nothing grows, as much space for a factor.
-        panels[1, column].set_ylim(1e5, 1e8)
+        for panel in panels[1:, column]:
+            panel.set_ylim(1e5, 1e8)
     panels[0, 0].legend()
     figure.supylabel(measured.unit)
     save(figure, "bench-growth")

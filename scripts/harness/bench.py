@@ -33,6 +33,10 @@ TIMEOUT = 3600  # seconds for a type
 PAGES = 4096
 GROWTH_PAGES = (1024, 4096, 16384, 65536)
 GROWTH_FILES = (1, 4, 16, 64)
+# Private memory has no end: a device is given one more chunk of 256 MB when all others are full.
+GROWTH_PAGES_OF_PRIVATE = (*GROWTH_PAGES, 262144)
+GROWTH_CHUNKS = (1, 4, 16)
+MEMORY_MB = 6144  # of the VM, for as many chunks as that
 PAGES_OF_FILE = 512  # of each of these, as the program has it
 ROUNDS = {INSTRUCTIONS: 3, NANOSECONDS: 9}
 # Threads that migrate small pages at once, on one file or on a file each; how often for each
@@ -53,13 +57,15 @@ class Row(NamedTuple):
     page_size: int
     operation: str
     pages: int  # 0: it is done on none
-    files: int  # that are open
+    files: int  # that are open, each with so many pages
+    chunks: int = 1  # of device memory, all but one full of another file's pages
     threads: int = 1  # that do it, each with so many pages
 
     @property
     def name(self) -> str:
         files = "" if self.files == 1 else f" {self.files} files"
-        return f"{self.operation} {self.page_size >> 10}K-pages {self.pages >> 8}M{files}"
+        chunks = "" if self.chunks == 1 else f" {self.chunks} chunks"
+        return f"{self.operation} {self.page_size >> 10}K-pages {self.pages >> 8}M{files}{chunks}"
 
 
 @dataclass
@@ -103,12 +109,23 @@ def program(memory_type: str) -> list[str]:
 
 
 def measures(
-    memory_type: str, counting: bool, pages: Sequence[int], rounds: int, files: Sequence[int] = ()
+    memory_type: str,
+    counting: bool,
+    pages: Sequence[int],
+    rounds: int,
+    files: Sequence[int] = (),
+    chunks: Sequence[int] = (),
 ) -> str:
     """The command that measures the driver that is loaded."""
-    sizes = ["--pages", ",".join(map(str, pages)), "--rounds", str(rounds)]
-    opened = ["--files", ",".join(map(str, files))] if files else []
-    return shlex.join([*program(memory_type), *sizes, *opened]) + (" --idle $idle" if counting else "")
+    arguments = ["--rounds", str(rounds)]
+    for option, numbers in (("--pages", pages), ("--files", files), ("--chunks", chunks)):
+        if numbers:
+            arguments += [option, ",".join(map(str, numbers))]
+    return shlex.join([*program(memory_type), *arguments]) + (" --idle $idle" if counting else "")
+
+
+def growth_pages(memory_type: str) -> Sequence[int]:
+    return GROWTH_PAGES_OF_PRIVATE if memory_type == "private" else GROWTH_PAGES
 
 
 def beside_idle(commands: Iterable[str], counting: bool) -> str:
@@ -125,16 +142,20 @@ def commands(memory_type: str, counting: bool) -> str:
     """What runs in the VM."""
     rounds = ROUNDS[INSTRUCTIONS if counting else NANOSECONDS]
     usual = measures(memory_type, counting, [PAGES], rounds)
-    # Once where it takes long: more of the same matters less there.
-    *small, large = (pages for pages in GROWTH_PAGES if pages != PAGES)
+    grown = [pages for pages in growth_pages(memory_type) if pages != PAGES]
+    # That of one chunk is measured with the files.
+    chunks = GROWTH_CHUNKS[1:] if memory_type == "private" else ()
+    # Once where it takes long: more of the same matters less there. Last what leaves the device
+    # with more memory than before.
     growth = [
-        measures(memory_type, counting, small, rounds),
-        measures(memory_type, counting, [large], 1, GROWTH_FILES),
+        measures(memory_type, counting, grown[:2], rounds),
+        measures(memory_type, counting, (), 1, GROWTH_FILES),
+        measures(memory_type, counting, grown[2:], 1, (), chunks),
     ]
     parts = []
     for number, driver in enumerate([*guest.DRIVERS, *reversed(guest.DRIVERS)]):
         run = Run(SOURCE, "series", driver, memory_type)
-        measured = [*growth, usual] if number < len(guest.DRIVERS) else [usual]
+        measured = [usual, *growth] if number < len(guest.DRIVERS) else [usual]
         # As little as can be is left of what was measured before.
         clean = "echo 3 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/vm/compact_memory"
         parts.append(f"{clean}\n{guest.with_driver(run, ' && '.join(measured))}")
@@ -175,7 +196,9 @@ def measure(run: Run, measured: Measured, folder: Path) -> None:
     print(f"==> bench: {run.name}, {measured.unit}", file=sys.stderr)
     counting = measured.unit == INSTRUCTIONS
     command = commands(run.memory_type, counting)
-    result, output = guest.boot(run, command, folder / run.name, TIMEOUT, None, counting=counting)
+    result, output = guest.boot(
+        run, command, folder / run.name, TIMEOUT, None, counting=counting, memory_mb=MEMORY_MB
+    )
     rows = parse(output)
     measured.rows |= rows
     for row, costs in rows.items():
@@ -239,7 +262,7 @@ def load(path: Path) -> Measured:
 
 def is_usual(row: Row) -> bool:
     """Not only there to see what grows: measured often, and compared."""
-    return row.files == 1 and row.pages in (0, PAGES)
+    return row.files == row.chunks == 1 and row.pages in (0, PAGES)
 
 
 def compare(old: Measured, new: Measured, types: Iterable[str]) -> tuple[Run, str]:
@@ -330,14 +353,15 @@ def slope(points: Mapping[int, float]) -> float | None:
 
 
 def growth(measured: Measured) -> str:
-    """How much more it costs with more pages, or with more files open."""
-    by_pages = {row for row in measured.rows if row.files == 1 and row.pages in GROWTH_PAGES}
-    by_files = {row for row in measured.rows if row.pages in (0, PAGES_OF_FILE)}
-    title = f"slope over {GROWTH_PAGES[0] >> 8} to {GROWTH_PAGES[-1] >> 8} MB"
-    text = slopes(title, measured, by_pages, "pages")
-    return text + slopes(
-        f"slope over {GROWTH_FILES[0]} to {GROWTH_FILES[-1]} files", measured, by_files, "files"
-    )
+    """How much more it costs with more pages, with more files open, or with more chunks."""
+    rows = [row for row in measured.rows if row.files == row.chunks == 1]
+    by_pages = [row for row in rows if row.pages in growth_pages(row.memory_type)]
+    text = slopes("slope over MB", measured, by_pages, "pages", 256)
+    of_file = [row for row in measured.rows if row.pages in (0, PAGES_OF_FILE)]
+    by_files = [row for row in of_file if row.chunks == 1]
+    text += slopes("slope over files", measured, by_files, "files")
+    by_chunks = [row for row in of_file if row.files == 1]
+    return text + slopes("slope over chunks", measured, by_chunks, "chunks")
 
 
 def speedups(rows: Rows) -> dict[Row, dict[str, float]]:
@@ -369,17 +393,22 @@ def table_of_threads(measured: Measured) -> str:
     return text
 
 
-def slopes(title: str, measured: Measured, rows: Iterable[Row], by: str) -> str:
-    """Of lines through rows that differ in one field only."""
+def slopes(title: str, measured: Measured, rows: Iterable[Row], by: str, unit: int = 1) -> str:
+    """Of lines through rows that differ in one field only, which is shown in this unit."""
     lines: dict[Row, dict[str, dict[int, float]]] = {}
     for row in rows:
-        alike = row._replace(pages=0) if by == "pages" else row._replace(files=0)
+        alike = Row(**(row._asdict() | {by: 0}))
         line = lines.setdefault(alike, {driver: {} for driver in guest.DRIVERS})
         for driver, each in measured.rows[row].items():
-            line[driver][getattr(row, by)] = each.middle
-    text = f"\n{title:<44}" + "".join(f"{driver:>12}" for driver in guest.DRIVERS) + "\n"
+            line[driver][getattr(row, by) // unit] = each.middle
+    text = f"\n{title:<44}" + "".join(f"{driver:>12}" for driver in guest.DRIVERS) + f"{'over':>12}\n"
     for row in sorted(lines, key=lambda row: (TYPES.index(row.memory_type), row)):
         found = [slope(lines[row][driver]) for driver in guest.DRIVERS]
-        cells = "".join(f"{'' if each is None else f'{each:.2f}':>12}" for each in found)
-        text += f"{f'{row.operation}, {row.memory_type}, {PAGE_SIZES[row.page_size]}':<44}{cells}\n"
+        points = {point for line in lines[row].values() for point in line}
+        if len(points) < 2:
+            continue
+        cells = ["" if each is None else f"{each:.2f}" for each in found]
+        cells.append(f"{min(points)} to {max(points)}")
+        text += f"{f'{row.operation}, {row.memory_type}, {PAGE_SIZES[row.page_size]}':<44}"
+        text += "".join(f"{cell:>12}" for cell in cells) + "\n"
     return text

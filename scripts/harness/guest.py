@@ -59,16 +59,19 @@ def boot(
     counting: bool = False,
     stdin: int = subprocess.DEVNULL,
     code: str = "",
+    memory_mb: int = vm.MEMORY_MB,
 ) -> tuple[vm.Result, list[str]]:
     """Boots a VM for the commands, with more options of the kernel's and of QEMU's,
-    with a clock that counts instructions, with something to read, or with a log of code
-    at these addresses.
+    with a clock that counts instructions, with something to read, with a log of code
+    at these addresses, or with more memory.
 
     Fills in what run says of the whole; returns the VM's result, and the lines printed.
     """
     console = folder / "console.log"
     script = f"exec 2>&1\n{commands}"
-    result = vm.run(run.kernel, script, console, timeout, on_line, options, qemu, counting, stdin, code)
+    result = vm.run(
+        run.kernel, script, console, timeout, on_line, options, qemu, counting, stdin, code, memory_mb
+    )
     print(f"\r    {run.name}: done in {result.seconds:.0f} s" + " " * 20, file=sys.stderr)
     output = [line for _, line in result.lines]
     (folder / "output").write_text("\n".join(output) + "\n", encoding="utf-8")

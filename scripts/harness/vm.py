@@ -212,10 +212,10 @@ def available_mb() -> int:
 
 
 @functools.cache
-def at_once() -> int:
-    """How many VMs run at a time, by memory and cores before the first one."""
+def at_once(memory_mb: int = MEMORY_MB) -> int:
+    """How many VMs with so much memory run at a time, by memory and cores before the first one."""
     wanted = min(AT_ONCE, cores())
-    available, each = available_mb(), MEMORY_MB + QEMU_MB
+    available, each = available_mb(), memory_mb + QEMU_MB
     fit = available // each
     if fit < 1:
         raise MachineError(f"a VM takes {each} MB of memory, and {available} MB are available")
@@ -230,11 +230,12 @@ def vng_command(
     qemu: Iterable[str] = (),
     counting: bool = False,
     emulated: bool = False,
+    memory_mb: int = MEMORY_MB,
 ) -> list[str]:
     find_tool("qemu-system-x86_64")
     kvm = not counting and not emulated and accelerator() == "kvm"
     command = [find_tool("vng"), "--verbose", "--disable-microvm", "--force-9p"]
-    command += ["--cpus", str(COUNTING_CPUS if counting else CPUS), "-m", f"{MEMORY_MB}M"]
+    command += ["--cpus", str(COUNTING_CPUS if counting else CPUS), "-m", f"{memory_mb}M"]
     if not kvm:
         command += ["--disable-kvm"]
     command += ["--run", str(kernel_image(flavour))]
@@ -347,6 +348,7 @@ def run(
     counting: bool = False,
     stdin: int = subprocess.DEVNULL,
     code: str = "",
+    memory_mb: int = MEMORY_MB,
 ) -> Result:
     """Runs a shell command in a VM; calls on_line(seconds, line) as it prints.
 
@@ -354,7 +356,7 @@ def run(
     has a clock of instructions. stdin is what the command reads. code are ranges of addresses,
     as QEMU's -dfilter takes them, whose instructions are to be in CODE_LOG.
     """
-    at_once()
+    at_once(memory_mb)
     console_log.parent.mkdir(parents=True, exist_ok=True)
     # By a script: the kernel's command line has no room for a long command.
     script = console_log.parent / "command.sh"
@@ -372,7 +374,8 @@ def run(
     with open(console_log, "wb") as console, tempfile.TemporaryDirectory() as folder:
         monitor = Path(folder) / "qmp"
         qemu = [*qemu, f"-qmp unix:{monitor},server=on,wait=off"]
-        argv = [*vng_command(flavour, options, qemu, counting, bool(code)), "--exec", execute]
+        vng = vng_command(flavour, options, qemu, counting, bool(code), memory_mb)
+        argv = [*vng, "--exec", execute]
         process = subprocess.Popen(
             argv,
             stdin=stdin,
@@ -412,9 +415,11 @@ def run(
     return result
 
 
-def in_parallel(function: Callable[[Item], Value], items: Iterable[Item]) -> list[Value]:
-    """Calls a function that boots VMs for each item, for a few of them at once."""
-    with ThreadPoolExecutor(at_once()) as pool:
+def in_parallel(
+    function: Callable[[Item], Value], items: Iterable[Item], memory_mb: int = MEMORY_MB
+) -> list[Value]:
+    """Calls a function that boots VMs for each item, none with more memory, for a few at once."""
+    with ThreadPoolExecutor(at_once(memory_mb)) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
             return [future.result() for future in futures]

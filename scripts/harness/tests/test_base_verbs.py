@@ -68,7 +68,7 @@ class Verbs(unittest.TestCase):
         patch(bugs, check_subjects=mock.Mock(), ATTEMPTS=1)
         patch(target, default_folder=lambda *_: self.folder)
         patch(environment, collect=lambda *_: samples.environment())
-        patch(vm, at_once=lambda: 1, accelerator=lambda: "tcg")
+        patch(vm, at_once=lambda *_: 1, accelerator=lambda: "tcg")
 
     def verb(self, name: str, *arguments: str) -> Report:
         self.kernels.booted.clear()

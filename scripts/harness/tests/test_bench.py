@@ -58,9 +58,9 @@ class Rows(unittest.TestCase):
             one.threads = measured({ALONE: (10, 8), TWO_FILES: (10, 16)}).rows
             path.write_text(bench.to_json(one), encoding="utf-8")
             self.assertEqual(bench.load(path), one)
-            # As it was recorded before there were threads.
+            # As it was recorded before there were threads and chunks.
             old = json.loads(bench.to_json(measured({READ: (2.5, 2)})))
-            del old["threads"], old["rows"][0]["threads"]
+            del old["threads"], old["rows"][0]["threads"], old["rows"][0]["chunks"]
             path.write_text(json.dumps(old), encoding="utf-8")
             self.assertEqual(bench.load(path), measured({READ: (2.5, 2)}))
             for wrong in ('{"schema": 0}', "{}", "x"):
@@ -80,15 +80,26 @@ class Rows(unittest.TestCase):
         self.assertAlmostEqual(bench.slope({1: 5, 2: 10, 4: 20}) or 0, 1)
         self.assertAlmostEqual(bench.slope({1: 7, 64: 7}) or 0, 0)
         self.assertIsNone(bench.slope({4: 20}))
-        by_pages = {READ._replace(pages=pages): (pages, pages**2) for pages in bench.GROWTH_PAGES}
+        rows = {
+            READ._replace(memory_type=memory_type, pages=pages): (pages, pages**2)
+            for memory_type in ("private", "generic")
+            for pages in bench.growth_pages(memory_type)
+        }
         of_file = READ._replace(pages=bench.PAGES_OF_FILE)
-        by_files = {of_file._replace(files=files): (100, files) for files in bench.GROWTH_FILES}
-        found = [
-            text.split()[-2:]
-            for text in bench.growth(measured(by_pages | by_files)).splitlines()
-            if text.startswith("device_read")
-        ]
-        self.assertEqual(found, [["1.00", "2.00"], ["0.00", "1.00"]])
+        rows |= {of_file._replace(chunks=chunks): (100, 100 * chunks) for chunks in bench.GROWTH_CHUNKS}
+        rows |= {of_file._replace(files=files): (100, 100 * files) for files in bench.GROWTH_FILES}
+        # One point is no line.
+        rows[of_file._replace(operation="open_close", pages=0)] = (1, 1)
+        found = [text.split(None, 3)[1:] for text in bench.growth(measured(rows)).splitlines() if text]
+        self.assertEqual(
+            [" ".join(" ".join(each).split()) for each in found if each[0] != "over"],
+            [
+                "private, 4 KB 1.00 2.00 4 to 1024",
+                "generic, 4 KB 1.00 2.00 4 to 256",
+                "private, 4 KB 0.00 1.00 1 to 64",
+                "private, 4 KB 0.00 1.00 1 to 16",
+            ],
+        )
 
     def test_threads(self) -> None:
         one = measured({})
@@ -151,8 +162,12 @@ class Verb(unittest.TestCase):
         self.tools = self.enterContext(mock.patch.object(bench, "tools", return_value={"RUSTC_VERSION": "1"}))
 
     def boot(
-        self, run: Run, commands: str, *_: object, counting: bool = False
+        self, run: Run, commands: str, *_: object, counting: bool = False, memory_mb: int = 0
     ) -> tuple[vm.Result, list[str]]:
+        # Only private memory has several chunks.
+        grows = "--threads" not in commands
+        self.assertEqual("--chunks" in commands, grows and run.memory_type == "private")
+        self.assertEqual(memory_mb > vm.MEMORY_MB, grows)
         self.counting.append(counting)
         self.assertEqual("--idle" in commands, counting)
         if "--threads" in commands:

@@ -121,7 +121,7 @@ class FakeVng(unittest.TestCase):
 
 
 class Memory(unittest.TestCase):
-    def at_once(self, available: int, cores: int = 8) -> int:
+    def at_once(self, available: int, cores: int = 8, memory_mb: int = vm.MEMORY_MB) -> int:
         vm.at_once.cache_clear()
         self.addCleanup(vm.at_once.cache_clear)
         with (
@@ -129,7 +129,7 @@ class Memory(unittest.TestCase):
             mock.patch.object(vm, "cores", return_value=cores),
             contextlib.redirect_stderr(io.StringIO()) as said,
         ):
-            number = vm.at_once()
+            number = vm.at_once(memory_mb)
         self.assertEqual(bool(said.getvalue()), number < min(cores, vm.AT_ONCE))
         return number
 
@@ -137,6 +137,8 @@ class Memory(unittest.TestCase):
         self.assertEqual(self.at_once(64000), vm.AT_ONCE)
         self.assertEqual(self.at_once(64000, cores=1), 1)
         self.assertEqual(self.at_once(7000), 1)
+        self.assertEqual(self.at_once(12000), 2)
+        self.assertEqual(self.at_once(12000, memory_mb=2 * vm.MEMORY_MB), 1)
         with self.assertRaisesRegex(MachineError, "3000 MB are available"):
             self.at_once(3000)
 

@@ -22,10 +22,19 @@ pub struct Setup {
     pub page_size: PageSize,
     /// Pages that the operation is for; 0: it is for none.
     pub pages: usize,
-    /// Files that are open.
+    /// Files that are open, each with as many pages on the device.
     pub files: usize,
+    /// Chunks of device memory, all but the last one full of pages of one more file.
+    pub chunks: usize,
     /// Threads that do it, each with so many pages.
     pub threads: usize,
+}
+
+impl Setup {
+    /// By one thread with one file, and no more memory on the device.
+    pub fn new(page_size: PageSize, pages: usize) -> Self {
+        Self { page_size, pages, files: 1, chunks: 1, threads: 1 }
+    }
 }
 
 /// What was measured of an operation.
@@ -107,13 +116,13 @@ impl Meter {
     /// Writes a JSON object a row to standard output.
     pub fn print(&self, memory_type: MemoryType, driver: Driver) {
         for Row { operation, setup, elapsed } in &self.rows {
-            let Setup { page_size, pages, files, threads } = setup;
+            let Setup { page_size, pages, files, chunks, threads } = setup;
             let page_size = page_size.pages() * PAGE_SIZE;
             println!(
                 "{{\"driver\": \"{driver}\", \"memory_type\": \"{memory_type}\", \
                  \"page_size\": {page_size}, \"operation\": \"{operation}\", \
-                 \"pages\": {pages}, \"files\": {files}, \"threads\": {threads}, \
-                 \"elapsed\": {elapsed:?}}}"
+                 \"pages\": {pages}, \"files\": {files}, \"chunks\": {chunks}, \
+                 \"threads\": {threads}, \"elapsed\": {elapsed:?}}}"
             );
         }
     }
@@ -127,7 +136,7 @@ mod tests {
     #[test]
     fn rounds_of_an_operation_are_one_row() {
         let mut meter = Meter::default();
-        let small = Setup { page_size: PageSize::Small, pages: 1, files: 1, threads: 1 };
+        let small = Setup::new(PageSize::Small, 1);
         let huge = Setup { page_size: PageSize::Huge, ..small };
         for setup in [small, huge, small] {
             assert_eq!(meter.measure("read", setup, || Ok(7)), Ok(7));
@@ -139,7 +148,7 @@ mod tests {
     #[test]
     fn the_time_of_another_process_is_left_out() {
         let mut meter = Meter::without(Pid::this()).unwrap();
-        let setup = Setup { page_size: PageSize::Small, pages: 1, files: 1, threads: 1 };
+        let setup = Setup::new(PageSize::Small, 1);
         const BUSY: Duration = Duration::from_millis(50);
         let start = Instant::now();
         let before = meter.idle_time().unwrap();
@@ -155,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_failure_names_the_operation() {
-        let setup = Setup { page_size: PageSize::Small, pages: 1, files: 1, threads: 1 };
+        let setup = Setup::new(PageSize::Small, 1);
         let fails = || -> Result { fail!("no memory") };
         let failure = Meter::default().measure("read", setup, fails).unwrap_err();
         assert!(failure.to_string().starts_with("read: "), "{failure}");

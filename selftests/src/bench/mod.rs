@@ -41,6 +41,12 @@ struct Options {
           value_parser = clap::value_parser!(u16).range(1..))]
     files: Vec<u16>,
 
+    /// How many chunks of device memory there are, all but one full of pages of another file;
+    /// private memory only
+    #[arg(long, value_name = "CHUNKS", value_delimiter = ',',
+          value_parser = clap::value_parser!(u16).range(1..))]
+    chunks: Vec<u16>,
+
     /// How many threads migrate small pages at once, on one file and on a file each
     #[arg(long, value_name = "THREADS", value_delimiter = ',', conflicts_with_all = ["idle", "pause"],
           value_parser = clap::value_parser!(u16).range(1..))]
@@ -90,6 +96,9 @@ fn run(options: &Options) -> Result {
     let Some([node, _]) = devices.nodes(memory_type) else {
         crate::fail!("no device nodes of type {memory_type}");
     };
+    if !options.chunks.is_empty() && memory_type.is_cpu_accessible() {
+        crate::fail!("devices of type {memory_type} have one chunk only");
+    }
     // The program is not to be read from its file while something is measured.
     mlockall(MlockAllFlags::MCL_CURRENT).context("mlockall")?;
     let mut meter = options
@@ -106,6 +115,9 @@ fn run(options: &Options) -> Result {
             for &files in &options.files {
                 bench.several_files(size, files.into())?;
             }
+        }
+        for chunks in options.chunks.iter().copied().map(usize::from) {
+            bench.several_chunks(&sizes, chunks)?;
         }
         for threads in options.threads.iter().copied().map(usize::from) {
             bench.several_threads(threads, 1)?;

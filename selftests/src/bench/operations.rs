@@ -12,14 +12,16 @@ use super::buffer::{Buffer, PageSize};
 use super::meter::{Meter, Setup};
 use crate::device::Device;
 use crate::failure::{Context, Failure, Result};
-use crate::pages::HUGE_PAGES;
+use crate::pages::{HUGE_PAGES, PAGE_SIZE};
 use crate::process::Child;
 use crate::uapi::{self, Cmd, MemoryType, prot};
 use crate::uring::Ring;
-use crate::{ensure, ensure_eq};
+use crate::{ensure, ensure_eq, iomem};
 
 /// Pages that each of several files has on the device.
 const PAGES_OF_FILE: usize = HUGE_PAGES;
+/// What both drivers add to a device when it has no memory left, if the CPU cannot use that.
+const PAGES_OF_CHUNK: usize = (256 << 20) / PAGE_SIZE;
 /// Takes so little that one of it cannot be measured.
 const OPENINGS: usize = 64;
 /// Where the data that a thread reads back begins, in pages behind a multiple of 2 MB, which is
@@ -148,7 +150,7 @@ impl Bench<'_> {
     /// Everything that can be done with so many pages.
     pub fn one_file(&mut self, page_size: PageSize, pages: usize) -> Result {
         let _settings = page_size.settings()?;
-        let setup = Setup { page_size, pages, files: 1, threads: 1 };
+        let setup = Setup::new(page_size, pages);
         let data = &Buffer::new(page_size, pages)?;
         self.migrations_and_accesses(setup, data)?;
         self.ends(setup, data)?;
@@ -252,7 +254,6 @@ impl Bench<'_> {
     /// What one of several files costs that all have pages on the device.
     pub fn several_files(&mut self, page_size: PageSize, files: usize) -> Result {
         let _settings = page_size.settings()?;
-        let setup = Setup { page_size, pages: PAGES_OF_FILE, files, threads: 1 };
         let data = &Buffer::new(page_size, PAGES_OF_FILE)?;
         let mut others = Vec::new();
         for _ in 1..files {
@@ -260,14 +261,40 @@ impl Bench<'_> {
             User { device: &device, memory: &memory, data }.to_device()?;
             others.push((device, memory));
         }
+        self.beside_others(Setup { files, ..Setup::new(page_size, PAGES_OF_FILE) }, data)
+    }
 
+    /// What a file with few pages costs where another one has many.
+    pub fn several_chunks(&mut self, sizes: &[PageSize], chunks: usize) -> Result {
+        let other = &self.open()?;
+        other.release().context("no chunk is left")?;
+        let before = iomem::device_regions()?.len();
+        let mut memory_of_other = Vec::new();
+        let data = Buffer::new(PageSize::Huge, PAGES_OF_CHUNK)?;
+        for _ in 1..chunks {
+            let memory = Buffer::new(PageSize::Huge, PAGES_OF_CHUNK)?;
+            User { device: other, memory: &memory, data: &data }.to_device()?;
+            memory_of_other.push(memory);
+        }
+        drop(data);
+        for &page_size in sizes {
+            let _settings = page_size.settings()?;
+            let data = &Buffer::new(page_size, PAGES_OF_FILE)?;
+            self.beside_others(Setup { chunks, ..Setup::new(page_size, PAGES_OF_FILE) }, data)?;
+            ensure_eq!(iomem::device_regions()?.len() - before, chunks, "chunks of the device");
+        }
+        Ok(())
+    }
+
+    /// What opening a file costs, and one with [`PAGES_OF_FILE`].
+    fn beside_others(&mut self, setup: Setup, data: &Buffer) -> Result {
         let none = Setup { pages: 0, ..setup };
         self.meter.measure("open_close", none, || {
             (1..=OPENINGS).try_for_each(|_| Device::open(self.node).map(drop))?;
             Ok(())
         })?;
 
-        let memory = &Buffer::new(page_size, PAGES_OF_FILE)?;
+        let memory = &Buffer::new(setup.page_size, setup.pages)?;
         let device = self.open()?;
         let user = User { device: &device, memory, data };
         user.prepare()?;
@@ -287,7 +314,7 @@ impl Bench<'_> {
     /// and back, by turns with one of the files.
     pub fn several_threads(&mut self, threads: usize, files: usize) -> Result {
         let page_size = PageSize::Small;
-        let setup = Setup { page_size, pages: PAGES_OF_THREAD, files, threads };
+        let setup = Setup { files, threads, ..Setup::new(page_size, PAGES_OF_THREAD) };
         let devices = (0..files).map(|_| self.open()).collect::<Result<Vec<_>>>()?;
         let buffers = (0..2 * threads)
             .map(|index| Buffer::skewed(PAGES_OF_THREAD, index % 2 * SKEW_OF_DATA))
