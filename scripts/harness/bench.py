@@ -149,7 +149,7 @@ def commands(memory_type: str, counting: bool) -> str:
     # with more memory than before.
     growth = [
         measures(memory_type, counting, grown[:2], rounds),
-        measures(memory_type, counting, (), 1, GROWTH_FILES),
+        measures(memory_type, counting, (), rounds, GROWTH_FILES),
         measures(memory_type, counting, grown[2:], 1, (), chunks),
     ]
     parts = []
