@@ -20,6 +20,7 @@ DOCS = TOP / "docs"
 COLOURS = ("#4c72b0", "#dd8452")
 # One type says what the others do as well; of these, what a driver does most.
 OF_GROWTH = ("to_device", "to_system", "device_read", "close")
+GROWS_BY = (("pages", 256), ("files", 1), ("chunks", 1))  # and in which units
 
 
 def draw_ratios(measured: bench.Measured) -> None:
@@ -61,16 +62,11 @@ def draw_growth(measured: bench.Measured) -> None:
             if (row.memory_type, row.page_size, row.operation) == ("private", 4096, operation)
         }
         for driver, colour in zip(guest.DRIVERS, COLOURS, strict=True):
-            costs_of_driver = {row: costs[driver].middle for row, costs in of_operation.items()}
-            by_size = {
-                row.pages >> 8: cost
-                for row, cost in costs_of_driver.items()
-                if row.files == row.chunks == 1 and row.pages in bench.growth_pages("private")
-            }
-            of_file = {row: cost for row, cost in costs_of_driver.items() if row.pages == bench.PAGES_OF_FILE}
-            by_files = {row.files: cost for row, cost in of_file.items() if row.chunks == 1}
-            by_chunks = {row.chunks: cost for row, cost in of_file.items() if row.files == 1}
-            for panel, points in zip(panels[:, column], (by_size, by_files, by_chunks), strict=True):
+            for panel, (by, unit) in zip(panels[:, column], GROWS_BY, strict=True):
+                points = {
+                    getattr(row, by) // unit: of_operation[row][driver].middle
+                    for row in bench.rows_of_growth(of_operation, by)
+                }
                 panel.loglog(points.keys(), points.values(), "o-", color=colour, label=driver)
         panels[0, column].set_title(operation)
         panels[0, column].set_xlabel("MB")

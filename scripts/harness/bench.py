@@ -352,16 +352,19 @@ def slope(points: Mapping[int, float]) -> float | None:
     return linear_regression(xs, ys).slope
 
 
+def rows_of_growth(rows: Iterable[Row], by: str) -> list[Row]:
+    """Those that show how it grows with the field of this name; others are as small as can be."""
+    if by == "pages":
+        alone = (row for row in rows if row.files == row.chunks == 1)
+        return [row for row in alone if row.pages in growth_pages(row.memory_type)]
+    of_file = (row for row in rows if row.pages in (0, PAGES_OF_FILE))
+    return [row for row in of_file if (row.chunks if by == "files" else row.files) == 1]
+
+
 def growth(measured: Measured) -> str:
     """How much more it costs with more pages, with more files open, or with more chunks."""
-    rows = [row for row in measured.rows if row.files == row.chunks == 1]
-    by_pages = [row for row in rows if row.pages in growth_pages(row.memory_type)]
-    text = slopes("slope over MB", measured, by_pages, "pages", 256)
-    of_file = [row for row in measured.rows if row.pages in (0, PAGES_OF_FILE)]
-    by_files = [row for row in of_file if row.chunks == 1]
-    text += slopes("slope over files", measured, by_files, "files")
-    by_chunks = [row for row in of_file if row.files == 1]
-    return text + slopes("slope over chunks", measured, by_chunks, "chunks")
+    text = slopes("slope over MB", measured, "pages", 256)
+    return text + "".join(slopes(f"slope over {by}", measured, by) for by in ("files", "chunks"))
 
 
 def speedups(rows: Rows) -> dict[Row, dict[str, float]]:
@@ -393,10 +396,10 @@ def table_of_threads(measured: Measured) -> str:
     return text
 
 
-def slopes(title: str, measured: Measured, rows: Iterable[Row], by: str, unit: int = 1) -> str:
+def slopes(title: str, measured: Measured, by: str, unit: int = 1) -> str:
     """Of lines through rows that differ in one field only, which is shown in this unit."""
     lines: dict[Row, dict[str, dict[int, float]]] = {}
-    for row in rows:
+    for row in rows_of_growth(measured.rows, by):
         alike = Row(**(row._asdict() | {by: 0}))
         line = lines.setdefault(alike, {driver: {} for driver in guest.DRIVERS})
         for driver, each in measured.rows[row].items():
